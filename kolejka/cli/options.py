@@ -1,0 +1,128 @@
+"""Command-line options derived from declarations, and errors as one line.
+
+``@settings_options(ServerSettings)`` gives a command every setting of the section as an option and hands it the loaded,
+checked section; ``@limit_options`` does the same for limits. ``main(command, name)`` is every program's entry point.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import click
+
+from kolejka import __version__
+from kolejka.cli.exits import INTERRUPTED, error_status
+from kolejka.common import logs
+from kolejka.common.errors import KolejkaError
+from kolejka.common.limits import LIMITS, Limits, Unit
+from kolejka.common.settings import LogSettings, Section
+
+Command = Callable[..., Any]
+
+
+def _default_text(default: Any) -> str:
+    value = default() if callable(default) else default
+    if isinstance(value, Limits):
+        return ",".join(f"{name}={LIMITS[name].show(v)}" for name, v in value.values.items()) or "none"
+    if isinstance(value, tuple):
+        return ",".join(value) or "none"
+    return str(value) if value != "" else "none"
+
+
+def settings_options(*sections: type[Section], without: Sequence[str] = ()) -> Callable[[Command], Command]:
+    """Options for every setting of ``sections``, and ``--config``; the command gets each loaded section as a
+    keyword argument named after it (``server=ServerSettings(…)``). Names in ``without`` get no option.
+
+    Two sections that share a name (``data``) get options with the section in front (``--foreman-data``), except the
+    first section, which keeps the plain name.
+    """
+
+    def decorate(command: Command) -> Command:
+        plan: list[tuple[type[Section], str, str]] = []
+        taken: set[str] = set()
+
+        @functools.wraps(command)
+        def wrapped(*args: Any, config: str | None, **given: Any) -> Any:
+            options: dict[type[Section], dict[str, Any]] = {section: {} for section in sections}
+            for section, name, parameter in plan:
+                options[section][name] = given.pop(parameter)
+            loaded = {s.section: s.load(config=config, options=options[s]) for s in sections}
+            return command(*args, **loaded, **given)
+
+        decorated: Command = wrapped
+        entries: list[tuple[str, str, str]] = []
+        for section in sections:
+            for s in section.declared():
+                if s.name in without or s.secret:  # secrets come by file or environment: a command line is public
+                    continue
+                plain = s.name not in taken
+                parameter = s.name if plain else f"{section.section}_{s.name}"
+                taken.add(s.name)
+                plan.append((section, s.name, parameter))
+                text = f"{s.help} [{s.variable}; default: {_default_text(s.default)}]"
+                entries.append(("--" + parameter.replace("_", "-"), parameter, text))
+        for option, parameter, text in reversed(entries):
+            decorated = click.option(option, parameter, default=None, help=text)(decorated)
+        return click.option("--config", default=None, help="configuration file to read beside the usual ones")(
+            decorated
+        )
+
+    return decorate
+
+
+def limit_options(command: Command) -> Command:
+    """One option for every limit; the command gets ``limits=Limits(…)`` with those that were given."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **given: Any) -> Any:
+        words = {name: given.pop(f"limit_{name}") for name in LIMITS}
+        return command(*args, limits=Limits.parse(words), **given)
+
+    decorated: Command = wrapped
+    for limit in reversed(list(LIMITS.values())):
+        option = "--" + limit.name.replace("_", "-")
+        if limit.unit is Unit.FLAG:
+            option = f"{option}/--no-{limit.name.replace('_', '-')}"
+        decorated = click.option(
+            option, f"limit_{limit.name}", default=None, help=f"limit: {limit.help}",
+            **({} if limit.unit is Unit.FLAG else {"metavar": limit.unit.value.upper()}),
+        )(decorated)  # fmt: skip
+    return decorated
+
+
+def fail(error: KolejkaError, program: str) -> NoReturn:
+    """Say what is wrong in one line and leave."""
+    click.echo(f"{program}: {error}", err=True)
+    sys.exit(error_status(error))
+
+
+def main(command: click.Command, program: str) -> NoReturn:
+    """Run a program's command line. Every known error becomes one line on standard error and an exit status."""
+    try:
+        logs.configure(LogSettings.load())
+        command = _with_version(command)
+        status = command.main(prog_name=program, standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as leaving:
+        sys.exit(leaving.exit_code)
+    except click.Abort:
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KolejkaError as error:
+        fail(error, program)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output left (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _with_version(command: click.Command) -> click.Command:
+    return click.version_option(__version__, prog_name="kolejka")(command)

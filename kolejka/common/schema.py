@@ -1,0 +1,123 @@
+"""Declared fields → JSON Schema → one clear line about what is wrong.
+
+``Field`` declares a field of a format; ``object_schema`` derives the schema; ``check`` validates and turns the most telling
+violation into an ``InputError`` with field, reason and cure. jsonschema is imported on first use: a command that validates
+nothing does not pay for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kolejka.common.errors import InputError
+
+DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+Schema = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a format: its name, the schema of its value, its meaning."""
+
+    name: str
+    schema: Schema
+    help: str
+    required: bool = False
+    default: object = None
+
+
+def object_schema(
+    fields: Mapping[str, Any] | Iterable[Field], *, required: Iterable[str] = (), title: str | None = None
+) -> dict[str, Any]:
+    """The schema of an object with just these fields; any other is an error."""
+    if isinstance(fields, Mapping):
+        properties = dict(fields)
+        needed = list(required)
+    else:
+        declared = tuple(fields)
+        properties = {f.name: {**f.schema, "description": f.help} for f in declared}
+        needed = [f.name for f in declared if f.required]
+    schema: dict[str, Any] = {"type": "object", "additionalProperties": False, "properties": properties}
+    if needed:
+        schema["required"] = needed
+    return {"$schema": DIALECT, "title": title, **schema} if title else schema
+
+
+@functools.lru_cache(maxsize=64)
+def _validator(schema_text: str) -> Any:
+    import jsonschema
+
+    return jsonschema.Draft202012Validator(json.loads(schema_text))
+
+
+_known: dict[int, tuple[Schema, Any]] = {}
+
+
+def check(data: object, schema: Schema) -> None:
+    """Raise InputError for the most telling way in which ``data`` breaks ``schema``; return if it does not."""
+    entry = _known.get(id(schema))
+    if entry is None or entry[0] is not schema:
+        entry = (schema, _validator(json.dumps(schema)))
+        if len(_known) < 64:  # schemas are module constants; a caller that makes them on the fly is not remembered
+            _known[id(schema)] = entry
+    validator = entry[1]
+    if validator.is_valid(data):
+        return
+    from jsonschema.exceptions import best_match
+
+    error = best_match(validator.iter_errors(data))
+    assert error is not None  # is_valid said so
+    raise _explain(error)
+
+
+def _place(path: Iterable[object]) -> str:
+    place = ""
+    for step in path:
+        place += f"[{step}]" if isinstance(step, int) else f".{step}" if place else str(step)
+    return place
+
+
+def _explain(error: Any) -> InputError:
+    """One violation in words: which field, what it should be."""
+    place, keyword, wanted = _place(error.absolute_path), error.validator, error.validator_value
+    if keyword == "additionalProperties" and isinstance(error.instance, Mapping):
+        known = list(error.schema.get("properties", {}))
+        unknown = next(name for name in error.instance if name not in known)
+        near = difflib.get_close_matches(str(unknown), known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; the fields are {', '.join(known)}"
+        return InputError(f"there is no such field{hint}", field=f"{place}.{unknown}" if place else str(unknown))
+    if keyword == "required":
+        missing = next(name for name in wanted if name not in error.instance)
+        return InputError("this field is required", field=f"{place}.{missing}" if place else missing)
+    return InputError(_reason(error, keyword, wanted), field=place or None)
+
+
+def _reason(error: Any, keyword: str, wanted: Any) -> str:
+    shown = json.dumps(error.instance)
+    shown = shown if len(shown) <= 60 else shown[:57] + "…"
+    about = error.schema.get("description", "") if isinstance(error.schema, Mapping) else ""
+    if keyword == "type":
+        names = {"array": "a list", "object": "an object", "string": "a text", "integer": "a whole number",
+                 "number": "a number", "boolean": "true or false", "null": "null"}  # fmt: skip
+        kinds = wanted if isinstance(wanted, list) else [wanted]
+        return f"{shown} should be {' or '.join(names[kind] for kind in kinds)}"
+    reasons = {
+        "minItems": "this list is empty",
+        "minLength": "this text is empty",
+        "maxLength": f"this text is longer than {wanted} characters",
+        "maxItems": f"this list has more than {wanted} entries",
+        "maxProperties": f"this object has more than {wanted} entries",
+        "minimum": f"{shown} is less than {wanted}",
+        "maximum": f"{shown} is more than {wanted}",
+        "enum": f"{shown} is not one of {', '.join(map(str, wanted)) if isinstance(wanted, list) else wanted}",
+        "pattern": f"{shown} does not have the form {wanted}",
+        "uniqueItems": f"{shown} names something twice",
+        "anyOf": f"{shown} has none of the forms that this field can have",
+    }
+    reason = reasons.get(keyword, error.message)
+    return f"{reason} ({about})" if about and keyword in {"pattern", "anyOf"} else reason

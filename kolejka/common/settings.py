@@ -1,0 +1,313 @@
+"""Settings: declared once, then read from files, environment and command line, in that rising order.
+
+A ``Section`` subclass declares the settings of one program: a field is a setting, with type, default, help. From it derive the keys of
+``kolejka.toml`` (table ``[server]``, key ``port``), the environment variables (``KOLEJKA_SERVER_PORT``), the command-line
+options (``--port``) and the reference page. Files are read in this order, later ones win: ``/etc/kolejka/kolejka.toml``,
+``$XDG_CONFIG_HOME/kolejka/kolejka.toml``, then the one named by ``--config`` (which must exist). An unknown key is an error with file and line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final, Self
+
+from kolejka.common.errors import InputError
+from kolejka.common.limits import Limits
+from kolejka.common.units import parse_count, parse_flag, parse_size, parse_time
+
+CONFIG_NAME: Final = "kolejka.toml"
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{value!r} should be a text")
+    return value
+
+
+def _path(value: object) -> Path:
+    return Path(_text(value)).expanduser()
+
+
+def _words(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(word for word in re.split(r"[,\s]+", value) if word)
+    if isinstance(value, Iterable) and not isinstance(value, Mapping):
+        return tuple(_text(word) for word in value)
+    raise InputError(f"{value!r} should be a list of words")
+
+
+def _limits(value: object) -> Limits:
+    """A table ``{memory = "1G"}``, or words ``memory=1G,pids=64`` where there are no tables."""
+    if isinstance(value, str):
+        pairs = [word.partition("=") for word in _words(value)]
+        if any(not equals for _, equals, _ in pairs):
+            raise InputError(f"{value!r} should be written memory=1G,pids=64")
+        value = {name: (text == "true" if text in {"true", "false"} else text) for name, _, text in pairs}
+    return Limits.parse(value)
+
+
+PARSERS: Final[Mapping[str, Callable[[object], Any]]] = {
+    "text": _text, "path": _path, "words": _words, "limits": _limits,
+    "size": parse_size, "time": parse_time, "count": parse_count, "flag": parse_flag,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One declared setting, as ``Section.declared`` lists them."""
+
+    section: str
+    name: str
+    kind: str
+    default: Any
+    help: str
+    secret: bool
+    choices: tuple[str, ...] = ()
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return f"KOLEJKA_{self.section}_{self.name}".upper()
+
+    @property
+    def option(self) -> str:
+        """The command-line option."""
+        return "--" + self.name.replace("_", "-")
+
+    def parse(self, value: object, place: str) -> Any:
+        """The value as people write it. InputError names the place."""
+        try:
+            parsed = PARSERS[self.kind](value)
+            if self.choices and parsed not in self.choices:
+                raise InputError(f"{value!r} is not one of {', '.join(self.choices)}")
+        except InputError as error:
+            raise error.within(place) from None
+        return parsed
+
+
+def setting(default: Any, help: str, *, kind: str, secret: bool = False, choices: tuple[str, ...] = ()) -> Any:
+    """Declare a setting as a dataclass field. ``kind`` is a key of ``PARSERS``; a callable default is called each time."""
+    metadata = {"help": help, "kind": kind, "secret": secret, "choices": choices}
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata, repr=not secret)
+    return dataclasses.field(default=default, metadata=metadata, repr=not secret)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Base of all sections; ``SECTIONS`` knows every one, so that a file can be checked as a whole."""
+
+    section: ClassVar[str] = ""
+    SECTIONS: ClassVar[dict[str, type[Section]]] = {}
+
+    def __init_subclass__(cls, section: str, **words: Any) -> None:
+        super().__init_subclass__(**words)
+        cls.section = section
+        Section.SECTIONS[section] = cls
+
+    @classmethod
+    def declared(cls) -> tuple[Setting, ...]:
+        """The settings of this section, in order."""
+        return tuple(
+            Setting(
+                cls.section, f.name, f.metadata["kind"],
+                f.default_factory if f.default is dataclasses.MISSING else f.default,
+                f.metadata["help"], f.metadata["secret"], f.metadata["choices"],
+            )
+            for f in dataclasses.fields(cls)
+        )  # fmt: skip
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        config: str | os.PathLike[str] | None = None,
+        options: Mapping[str, object] = {},
+        environment: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Read files, environment and command-line ``options`` (a ``None`` there means *not given*).
+
+        InputError names file and line, variable or option.
+        """
+        environment = os.environ if environment is None else environment
+        by_name = {s.name: s for s in cls.declared()}
+        values: dict[str, Any] = {}
+        for path in config_files(config, environment):
+            for name, (value, place) in _read_file(path).get(cls.section, {}).items():
+                values[name] = by_name[name].parse(value, place)
+        for s in by_name.values():
+            if s.variable in environment:
+                values[s.name] = s.parse(environment[s.variable], s.variable)
+        for name, value in options.items():
+            if value is not None:
+                values[name] = by_name[name].parse(value, by_name[name].option)
+        return cls(**values)
+
+
+def user_config(environment: Mapping[str, str] | None = None) -> Path:
+    """The user's own ``kolejka.toml``, whether it exists or not."""
+    environment = os.environ if environment is None else environment
+    home = environment.get("XDG_CONFIG_HOME") or os.path.join(environment.get("HOME", "/"), ".config")
+    return Path(home) / "kolejka" / CONFIG_NAME
+
+
+def config_files(config: str | os.PathLike[str] | None, environment: Mapping[str, str]) -> list[Path]:
+    """The files to read, in rising order. A file that was named must exist; the others may."""
+    files = [Path("/etc/kolejka") / CONFIG_NAME, user_config(environment)]
+    files = [path for path in files if path.is_file()]
+    if config is not None:
+        if not Path(config).is_file():
+            raise InputError("there is no such configuration file", field=os.fspath(config))
+        files.append(Path(config))
+    return files
+
+
+def _read_file(path: Path) -> dict[str, dict[str, tuple[object, str]]]:
+    """Section → key → (value, place), every key checked against the declarations."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        tables = tomllib.loads(text)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", field=str(path)) from None
+    except ValueError as error:
+        raise InputError(f"this is not TOML: {error}", field=str(path)) from None
+    found: dict[str, dict[str, tuple[object, str]]] = {}
+    for section, table in tables.items():
+        place = f"{path}:{_line(text, section)}"
+        if section not in Section.SECTIONS or not isinstance(table, dict):
+            raise InputError(
+                f"there is no section [{section}]; the sections are {', '.join(Section.SECTIONS)}", field=place
+            )
+        known = {s.name for s in Section.SECTIONS[section].declared()}
+        for name, value in table.items():
+            place = f"{path}:{_line(text, name, below=section)}"
+            if name not in known:
+                raise InputError(
+                    f"there is no setting {name!r} in [{section}]; its settings are {', '.join(sorted(known))}",
+                    field=place,
+                )
+            found.setdefault(section, {})[name] = (value, f"{place}: {name}")
+    return found
+
+
+def _line(text: str, word: str, below: str | None = None) -> int:
+    """The line on which a key or a table stands (tomllib does not tell)."""
+    inside = below is None
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*\[+\s*([\w.-]+)", line)
+        if header:
+            inside = below is None or header[1].split(".")[0] == below
+            if word in header[1].split("."):
+                return number
+        elif inside and re.match(rf"\s*[\"']?{re.escape(word)}[\"']?\s*[=.]", line):
+            return number
+    return 1
+
+
+def _data_home(name: str) -> Callable[[], Path]:
+    def default() -> Path:
+        if os.geteuid() == 0:
+            return Path("/var/lib/kolejka") / name
+        home = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
+        return Path(home) / "kolejka" / name
+
+    return default
+
+
+@dataclass(frozen=True)
+class LogSettings(Section, section="log"):
+    """What every program writes to standard error."""
+
+    level: str = setting(
+        "info", "least severe messages to write", kind="text", choices=("debug", "info", "warning", "error")
+    )
+    format: str = setting(
+        "text", "a line for people, or a JSON object for programs", kind="text", choices=("text", "json")
+    )
+
+
+@dataclass(frozen=True)
+class ClientSettings(Section, section="client"):
+    """How commands reach the server."""
+
+    server: str = setting("http://127.0.0.1:8642", "the server's address", kind="text")
+    token: str = setting(
+        "", "the token to show; absent = the one that `login` or a local server stored", kind="text", secret=True
+    )
+    token_file: str = setting("", "file to read the token from, where it should stand in no environment", kind="text")
+    ca: str = setting("", "file of certificates to trust, beside the system's", kind="text")
+    timeout: float = setting(60.0, "how long one request may stay without an answer", kind="time")
+    patience: float = setting(600.0, "how long to keep trying when the server does not answer", kind="time")
+
+
+@dataclass(frozen=True)
+class ServerSettings(Section, section="server"):
+    """The server."""
+
+    host: str = setting("127.0.0.1", "address to listen on", kind="text")
+    port: int = setting(8642, "port to listen on; 0 = any free one", kind="count")
+    data: Path = setting(_data_home("server"), "folder of database, blobs and the admin's token", kind="path")
+    certificate: str = setting("", "file with the TLS certificate chain; absent = plain HTTP", kind="text")
+    key: str = setting("", "file with the TLS certificate's key", kind="text")
+    heartbeat: float = setting(60.0, "a node silent for so long has lost its attempts", kind="time")
+    deadline_margin: float = setting(
+        120.0, "added to a task's time limit before its attempt counts as hung", kind="time"
+    )
+    attempts: int = setting(5, "attempts that may be lost before the task ends as error", kind="count")
+    defaults: Limits = setting(
+        lambda: Limits.of(cpus=1, memory="1G", swap=0, pids=256, time="1h", network=False, output="64M", workspace="4G", storage="1G"),
+        "limits a task gets where nobody set one", kind="limits",
+    )  # fmt: skip
+    ceilings: Limits = setting(Limits, "limits no task can exceed", kind="limits")
+    max_blob: int = setting(64 << 30, "size of the largest blob", kind="size")
+    max_body: int = setting(8 << 20, "size of the largest JSON body", kind="size")
+
+
+@dataclass(frozen=True)
+class ObserverSettings(Section, section="observer"):
+    """The observer."""
+
+    socket: Path = setting(lambda: Path("/run/kolejka/observer/socket"), "unix socket to serve", kind="path")
+    group: str = setting("", "group that may open sessions beside root", kind="text")
+    state: Path = setting(
+        lambda: Path("/run/kolejka/observer/sessions"), "folder where sessions survive a restart", kind="path"
+    )
+    cgroup: str = setting("kolejka", "name of the control group below which all sessions live", kind="text")
+    nested: int = setting(64, "sessions that one session may hold open below it", kind="count")
+    remember: float = setting(300.0, "how long the stats of a closed session can be asked for", kind="time")
+
+
+@dataclass(frozen=True)
+class WorkerSettings(Section, section="worker"):
+    """How one node runs tasks, whoever asks it to."""
+
+    runtime: str = setting("auto", "how payloads are started", kind="text", choices=("auto", "sandbox", "docker"))
+    observer: str = setting(
+        "", "the observer's socket; absent = the usual one if it serves, else sessions of one's own", kind="text"
+    )
+    data: Path = setting(_data_home("worker"), "folder of workspaces and images", kind="path")
+    docker: str = setting(
+        "", "address of the container engine, such as unix:///run/docker.sock; absent = the environment's", kind="text"
+    )
+    first_uid: int = setting(2_000_000, "host user ids of payloads start here; each slot has its own", kind="count")
+
+
+@dataclass(frozen=True)
+class ForemanSettings(Section, section="foreman"):
+    """The foreman of a node. It reaches the server by the settings of [client] and runs tasks by those of [worker]."""
+
+    name: str = setting(socket.gethostname, "the node's name", kind="text")
+    tags: tuple[str, ...] = setting((), "tags beside the automatic ones", kind="words")
+    queues: tuple[str, ...] = setting((), "queues to take tasks from; none = all", kind="words")
+    capacity: Limits = setting(Limits, "what to offer, where that is not the whole machine", kind="limits")
+    ceilings: Limits = setting(Limits, "limits no task on this node can exceed", kind="limits")
+    slots: int = setting(0, "tasks to run at one time; 0 = as many as the CPUs allow", kind="count")
+    data: Path = setting(_data_home("foreman"), "folder of the spool and of running tasks", kind="path")
+    wait: float = setting(30.0, "how long one request for tasks may wait at the server", kind="time")

@@ -1,0 +1,118 @@
+"""What a task did use, read from the kernel: plain numbers, seconds and bytes.
+
+A figure that this kernel cannot give is absent (``None`` here, no key in JSON); nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """A group of figures that reads and writes JSON by its declaration."""
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Self:
+        """From JSON. Unknown figures are dropped: a newer node may know more than this reader."""
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for name, value in data.items():
+            if name in known and value is not None:
+                nested = known[name].metadata.get("figures")
+                values[name] = nested.parse(value) if nested else value
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        """To JSON, absent figures left out; a group without any figure is left out as well."""
+        data: dict[str, Any] = {}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, _Figures):
+                value = value.to_json() or None
+            if value is not None:
+                data[f.name] = value
+        return data
+
+    def replace(self, **values: Any) -> Self:
+        """A copy with some figures set."""
+        return dataclasses.replace(self, **values)
+
+
+def _group(figures: type[_Figures]) -> Any:
+    return field(default_factory=figures, metadata={"figures": figures})
+
+
+@dataclass(frozen=True)
+class CpuStats(_Figures):
+    """CPU time of the whole process tree, in seconds."""
+
+    usage: float | None = None
+    user: float | None = None
+    system: float | None = None
+
+
+@dataclass(frozen=True)
+class MemoryStats(_Figures):
+    """Memory of the whole process tree with its page cache, in bytes."""
+
+    usage: int | None = None
+    """at the time of asking"""
+    max_usage: int | None = None
+    """the peak"""
+    swap: int | None = None
+    """swapped out at the time of asking"""
+    max_swap: int | None = None
+    """the peak of swap, where the kernel keeps one"""
+    anonymous: int | None = None
+    """of ``usage``: the program's own (heap, stacks)"""
+    file: int | None = None
+    """of ``usage``: page cache, tmpfs included"""
+    failures: int | None = None
+    """how often the limit was hit; page cache hits it too, so this is no verdict"""
+    oom_kills: int | None = None
+    """processes the kernel killed for memory: the only evidence of an out-of-memory verdict"""
+
+
+@dataclass(frozen=True)
+class PidsStats(_Figures):
+    """Processes and threads."""
+
+    usage: int | None = None
+    max_usage: int | None = None
+    failures: int | None = None
+    """forks refused by the limit"""
+
+
+@dataclass(frozen=True)
+class IoStats(_Figures):
+    """Bytes and operations at block devices (not what the page cache served)."""
+
+    read_bytes: int | None = None
+    write_bytes: int | None = None
+    reads: int | None = None
+    writes: int | None = None
+
+
+@dataclass(frozen=True)
+class PressureStats(_Figures):
+    """Seconds in which some process of the task waited for the resource (PSI ``some``, total)."""
+
+    cpu: float | None = None
+    memory: float | None = None
+    io: float | None = None
+
+
+@dataclass(frozen=True)
+class Stats(_Figures):
+    """Everything measured about one session. ``time`` is wall-clock seconds."""
+
+    time: float | None = None
+    cpu: CpuStats = _group(CpuStats)
+    memory: MemoryStats = _group(MemoryStats)
+    pids: PidsStats = _group(PidsStats)
+    io: IoStats = _group(IoStats)
+    pressure: PressureStats = _group(PressureStats)
