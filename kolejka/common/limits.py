@@ -1,7 +1,7 @@
 """What a task may use: the one declaration of every limit.
 
-Adding a limit means adding one line to ``LIMITS`` (and teaching a runtime to hold it). Parsing, the JSON Schema, merging,
-command-line options, configuration keys, a node's arithmetic and the reference page all derive from here.
+Adding a limit means adding one line to ``LIMITS`` (and teaching a runtime to hold it). Parsing, the JSON Schema,
+merging, command-line options, configuration keys, a node's arithmetic and the reference page all derive from here.
 """
 
 from __future__ import annotations

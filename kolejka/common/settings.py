@@ -1,9 +1,10 @@
 """Settings: declared once, then read from files, environment and command line, in that rising order.
 
-A ``Section`` subclass declares the settings of one program: a field is a setting, with type, default, help. From it derive the keys of
-``kolejka.toml`` (table ``[server]``, key ``port``), the environment variables (``KOLEJKA_SERVER_PORT``), the command-line
-options (``--port``) and the reference page. Files are read in this order, later ones win: ``/etc/kolejka/kolejka.toml``,
-``$XDG_CONFIG_HOME/kolejka/kolejka.toml``, then the one named by ``--config`` (which must exist). An unknown key is an error with file and line.
+A ``Section`` subclass declares the settings of one program: a field is a setting, with type, default, help. From it
+derive the keys of ``kolejka.toml`` (table ``[server]``, key ``port``), the environment variables
+(``KOLEJKA_SERVER_PORT``), the command-line options (``--port``) and the reference page. Files are read in this order,
+later ones win: ``/etc/kolejka/kolejka.toml``, ``$XDG_CONFIG_HOME/kolejka/kolejka.toml``, then the one named by
+``--config`` (which must exist). An unknown key is an error with file and line.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Setting:
 
 
 def setting(default: Any, help: str, *, kind: str, secret: bool = False, choices: tuple[str, ...] = ()) -> Any:
-    """Declare a setting as a dataclass field. ``kind`` is a key of ``PARSERS``; a callable default is called each time."""
+    """Declare a setting as a dataclass field. ``kind`` is a key of ``PARSERS``; a callable default is called anew."""
     metadata = {"help": help, "kind": kind, "secret": secret, "choices": choices}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata, repr=not secret)
@@ -301,7 +302,7 @@ class WorkerSettings(Section, section="worker"):
 
 @dataclass(frozen=True)
 class ForemanSettings(Section, section="foreman"):
-    """The foreman of a node. It reaches the server by the settings of [client] and runs tasks by those of [worker]."""
+    """The foreman of a node. It reaches the server by the settings of [client], runs tasks by those of [worker]."""
 
     name: str = setting(socket.gethostname, "the node's name", kind="text")
     tags: tuple[str, ...] = setting((), "tags beside the automatic ones", kind="words")
