@@ -263,7 +263,8 @@ class ServerSettings(Section, section="server"):
     )
     attempts: int = setting(5, "attempts that may be lost before the task ends as error", kind="count")
     defaults: Limits = setting(
-        lambda: Limits.of(cpus=1, memory="1G", swap=0, pids=256, time="1h", network=False, output="64M", workspace="4G", storage="1G"),
+        lambda: Limits.of(cpus=1, memory="1G", swap=0, pids=256, time="1h", network=False,
+            output="64M", workspace="4G", storage="1G"),
         "limits a task gets where nobody set one", kind="limits",
     )  # fmt: skip
     ceilings: Limits = setting(Limits, "limits no task can exceed", kind="limits")
