@@ -2,7 +2,7 @@
 
 ``Field`` declares a field of a format; ``object_schema`` derives the schema; ``check`` validates and turns the most
 telling violation into an ``InputError`` with field, reason and cure. jsonschema is imported on first use: a command that
-validates nothing does not pay for it.
+command that validates nothing does not pay for it.
 """
 
 from __future__ import annotations
