@@ -1,8 +1,8 @@
 """Declared fields → JSON Schema → one clear line about what is wrong.
 
 ``Field`` declares a field of a format; ``object_schema`` derives the schema; ``check`` validates and turns the most
-telling violation into an ``InputError`` with field, reason and cure. jsonschema is imported on first use: a command that
-command that validates nothing does not pay for it.
+telling violation into an ``InputError`` with field, reason and cure. jsonschema is imported on first use: commands
+that validate nothing do not pay for it.
 """
 
 from __future__ import annotations
