@@ -1,0 +1,60 @@
+# Every target sets up what it needs, so that on a fresh machine one word is enough. `make help` lists them.
+#
+# Two environments share .venv: `all` (to run Kolejka) and `dev` (to test it as well). Each has a stamp file that is older
+# than pyproject.toml exactly when it must be installed again. Debian packages are installed only where a command is missing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST ?= $(BIN)/python -m pytest
+SOURCES := kolejka tests tools
+
+FAST_TESTS := tests/unit tests/architecture
+SLOW_TESTS := $(wildcard tests/conformance tests/integration tests/compat tests/e2e tests/faults tests/hostile)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench format docs setup packages clean
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
+		printf '  make %-8s %s\n' "$$name" "$$text"; done
+
+demo: $(VENV)/installed-all ## run one task through a server, an observer and a foreman, and stop them again
+	@$(BIN)/python tools/demo.py
+
+test: setup lint ## every test there is, real neighbours included (under 10 minutes)
+	$(PYTEST) $(FAST_TESTS) $(SLOW_TESTS)
+
+check: $(VENV)/installed-dev lint ## what one runs all day: format, lint, types, imports, fast tests (under a minute)
+	$(PYTEST) -q $(FAST_TESTS)
+
+bench: setup ## measure: cost of a task, latency, tasks per second (bench-results.json)
+	$(BIN)/python -m tests.bench
+
+format: $(VENV)/installed-dev ## put all code into its form
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+docs: $(VENV)/installed-dev ## write docs/reference from the declarations
+	$(BIN)/python tools/reference.py
+
+setup: packages $(VENV)/installed-dev ## .venv and Debian packages for all of this
+
+clean: ## remove what was made here: .venv, caches, results
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -f bench-results.json
+	find kolejka tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: lint
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+packages:
+	@tools/packages dockerd containerd runc busybox gcc
+
+$(VENV)/installed-%: pyproject.toml setup.py tools/virtualenv
+	@PYTHON='$(PYTHON)' tools/virtualenv $(VENV) $*

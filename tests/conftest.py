@@ -1,0 +1,140 @@
+"""What all tests share: needs, neighbours, and a look at what was left behind.
+
+``@pytest.mark.needs("docker")`` names what a test needs of the machine (``tests/neighbours/needs.py``). Absent at a
+desk, it is skipped and counted by name in the last lines; named in ``KOLEJKA_TEST_REQUIRES``, its absence fails. The
+session ends with a failure when a process, control group, mount or container that the tests made is still there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.neighbours import leaks, needs
+from tests.neighbours.docker import IMAGES, Docker
+from tests.neighbours.rootfs import write_busybox_tar
+
+_SKIPPED = pytest.StashKey[Counter[str]]()
+_BEFORE = pytest.StashKey[leaks.Traces]()
+_LEFT = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker, check what is required, and look at the machine before the first test."""
+    config.addinivalue_line("markers", f"needs(*names): what the test needs of the machine: {', '.join(needs.NEEDS)}")
+    try:
+        needs.required()
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.stash[_SKIPPED] = Counter()
+    config.stash[_LEFT] = []
+    # Every process of ours inherits this word, so that one that outlives the session is known for ours.
+    os.environ[leaks.MARK] = uuid.uuid4().hex
+    for variable in [
+        name for name in os.environ if name.startswith("KOLEJKA_") and not name.startswith("KOLEJKA_TEST_")
+    ]:
+        del os.environ[variable]  # settings of the person who runs the tests are none of the tests' business
+    config.stash[_BEFORE] = leaks.look()
+
+
+def _lack(config: pytest.Config, name: str, reason: str) -> None:
+    cure = needs.NEEDS[name].cure
+    if name in needs.required():
+        pytest.fail(f"needs {name}, which KOLEJKA_TEST_REQUIRES names: {reason}; {cure}", pytrace=False)
+    config.stash[_SKIPPED][name] += 1
+    pytest.skip(f"needs {name}: {reason}; {cure}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a marker with a name that no need has, before anything runs."""
+    for item in items:
+        for marker in item.iter_markers("needs"):
+            unknown = [name for name in marker.args if name not in needs.NEEDS]
+            if unknown or not marker.args:
+                raise pytest.UsageError(
+                    f"{item.nodeid} needs {unknown or 'nothing'}; the needs: {', '.join(needs.NEEDS)}"
+                )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip or fail a test whose needs are absent."""
+    for marker in item.iter_markers("needs"):
+        for name in marker.args:
+            reason = needs.lacking(name)
+            if reason:
+                _lack(item.config, name, reason)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a session that left something behind."""
+    left = session.config.stash[_LEFT]
+    left += leaks.left_behind(session.config.stash[_BEFORE])
+    if left and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say which needs were absent, how many tests that cost, and what was left behind."""
+    skipped = config.stash[_SKIPPED]
+    if skipped:
+        terminalreporter.section("skipped for what this machine lacks")
+        for name, count in sorted(skipped.items()):
+            terminalreporter.line(f"{name}: {count} skipped; {needs.NEEDS[name].cure}")
+    left = config.stash[_LEFT]
+    if left:
+        terminalreporter.section("LEFT BEHIND by the tests", red=True)
+        for line in left:
+            terminalreporter.line(line)
+
+
+@pytest.fixture(scope="session")
+def busybox_root_tar(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tar file with a root file system: busybox in ``/bin`` (sh, uname, cat, …)."""
+    reason = needs.lacking("busybox")
+    if reason:
+        _lack(request.config, "busybox", reason)
+    return write_busybox_tar(tmp_path_factory.mktemp("rootfs") / "busybox.tar")
+
+
+@pytest.fixture(scope="session")
+def docker(request: pytest.FixtureRequest) -> Iterator[Docker]:
+    """A private Docker daemon with the local images ``tests.neighbours.docker.IMAGES``."""
+    reason = needs.lacking("docker")
+    if reason:
+        _lack(request.config, "docker", reason)
+    tar = request.getfixturevalue("busybox_root_tar")
+    engine = Docker()
+    try:
+        engine.start()
+        for tag in IMAGES:
+            engine.import_image(tar, tag)
+        yield engine
+    finally:
+        request.config.stash[_LEFT] += [f"container {name}" for name in engine.stop()]
+
+
+@pytest.fixture(scope="session")
+def docker_url(docker: Docker) -> str:
+    """The address of the private Docker daemon, as settings and ``DOCKER_HOST`` have it."""
+    return docker.url
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A temporary folder with a short path: a unix socket's path has at most 107 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="kolejka-test-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def cgroup_name() -> str:
+    """The name of a control group that no other test and no installation uses."""
+    return f"kolejka-test-{os.getpid()}-{uuid.uuid4().hex[:8]}"
