@@ -118,5 +118,10 @@ def format_time(seconds: float) -> str:
         if seconds >= 2 * length and seconds % length == 0:
             return f"{seconds / length:.0f}{unit}"
     if 0 < seconds < 1:
-        return f"{seconds * 1000:g}ms"
-    return f"{seconds:g}s"
+        return f"{_decimal(seconds * 1000)}ms"
+    return f"{_decimal(seconds)}s"
+
+
+def _decimal(number: float) -> str:
+    """Digits without an exponent, which no reader of times knows, to a billionth."""
+    return f"{number:.9f}".rstrip("0").rstrip(".")
