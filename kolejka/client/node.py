@@ -1,0 +1,161 @@
+"""The node's side of the server: claim, heartbeat, result, release. What a foreman speaks, and what tests play with.
+
+A claim and a heartbeat are not repeated by themselves: their words (free capacity, leases) are stale after a pause, so
+the foreman says them anew. Results and releases name a lease, which only grows, and so can be repeated safely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kolejka.client.base import ServerClient
+from kolejka.client.transport import quoted
+from kolejka.common.errors import InputError
+from kolejka.common.limits import Limits
+from kolejka.common.result import Result
+from kolejka.common.task import Task
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The right to run one task once: ``lease`` is its number, ``deadline_s`` when the server takes it for hung."""
+
+    lease: int
+    task_id: str
+    owner: str
+    spec: Mapping[str, Any]
+    deadline_s: float | None = None
+
+    @cached_property
+    def task(self) -> Task:
+        """The task, limits final. InputError when the server speaks of what this node does not know."""
+        return Task.parse(self.spec)
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """The answer to a claim."""
+
+    attempts: tuple[Attempt, ...] = ()
+    cancel: frozenset[int] = field(default_factory=frozenset)
+    """leases whose tasks were cancelled: kill them and send their results"""
+    heartbeat_s: float = 60.0
+    """a node silent for so long has lost its attempts"""
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The answer to a heartbeat."""
+
+    lost: frozenset[int] = field(default_factory=frozenset)
+    """leases that were overtaken: kill them and throw their results away"""
+    cancel: frozenset[int] = field(default_factory=frozenset)
+    heartbeat_s: float = 60.0
+
+
+class NodeClient(ServerClient):
+    """The node's side of one server. Safe to use from several threads."""
+
+    def claim(
+        self,
+        node: str,
+        *,
+        capacity: Limits | Mapping[str, Any],
+        total: Limits | Mapping[str, Any],
+        slots: int,
+        tags: Iterable[str] = (),
+        queues: Iterable[str] = (),
+        wait_s: float = 0.0,
+        idle: bool = False,
+    ) -> Claimed:
+        """Ask for tasks that fit the free ``capacity`` and ``slots``; wait for them up to ``wait_s`` (at most 30 s).
+
+        ``idle`` says that nothing runs here, so that an exclusive task may be given. Unavailable when the server does
+        not answer; an attempt it gave meanwhile comes back to the queue by the missing heartbeat.
+        """
+        words = {
+            "node": node, "tags": list(tags), "capacity": _plain(capacity), "total": _plain(total), "slots": slots,
+            "queues": list(queues), "wait": wait_s, "idle": idle,
+        }  # fmt: skip
+        timeout_s = wait_s + self.settings.timeout
+        answer = self.transport.request("POST", "/claims", json=words, timeout=timeout_s, patience=0.0).object()
+        with self.transport.understanding():
+            return Claimed(
+                tuple(_attempt(data) for data in answer["attempts"]),
+                frozenset(map(int, answer.get("cancel", []))),
+                float(answer.get("heartbeat_s", 60.0)),
+            )
+
+    def heartbeat(
+        self,
+        node: str,
+        *,
+        leases: Iterable[int],
+        capacity: Limits | Mapping[str, Any],
+        total: Limits | Mapping[str, Any],
+        tags: Iterable[str] = (),
+        state: str = "active",
+    ) -> Beat:
+        """Say that the node lives and which leases it holds. ``state``: active, draining or quarantined."""
+        words = {
+            "node": node, "tags": list(tags), "capacity": _plain(capacity), "total": _plain(total),
+            "leases": list(leases), "state": state,
+        }  # fmt: skip
+        answer = self.transport.request("POST", "/heartbeats", json=words, patience=0.0).object()
+        with self.transport.understanding():
+            return Beat(
+                frozenset(map(int, answer["lost"])),
+                frozenset(map(int, answer.get("cancel", []))),
+                float(answer.get("heartbeat_s", 60.0)),
+            )
+
+    def put_result(self, lease: int, result: Result, *, patience_s: float | None = None) -> dict[str, Any]:
+        """Hand in a result whose files were stored before. Conflict when the lease was overtaken: throw it away."""
+        return self.transport.request(
+            "PUT", f"/attempts/{quoted(str(lease))}/result", json=result.to_json(), patience=patience_s
+        ).object()
+
+    def upload_result(self, lease: int, folder: str | Path, *, patience_s: float | None = None) -> dict[str, Any]:
+        """Store the files of a result's folder and hand it in. Errors as ``put_result`` and ``put_blob``."""
+        result = Result.load(folder)
+        sent: set[str] = set()
+        for name, entry in result.manifest.items():
+            if entry.sha256 not in sent:
+                self.put_blob(Path(folder) / name, reference=entry.sha256)
+                sent.add(entry.sha256)
+        return self.put_result(lease, result, patience_s=patience_s)
+
+    def fetch_inputs(self, task: Task, folder: str | Path) -> None:
+        """Bring every blob that ``task`` refers to into ``folder``, each named by its SHA-256; those there stay."""
+        for name, file in task.files.items():
+            if file.reference is None or (Path(folder) / file.reference).exists():
+                continue
+            try:
+                self.get_blob(file.reference, Path(folder) / file.reference)
+            except InputError as error:
+                raise error.within(f"files.{name}") from None
+
+    def release(self, lease: int, message: str) -> dict[str, Any]:
+        """Give an attempt back that was not started. Conflict when the lease was overtaken."""
+        return self.transport.request(
+            "POST", f"/attempts/{quoted(str(lease))}/release", json={"message": message}
+        ).object()
+
+
+def _attempt(data: Mapping[str, Any]) -> Attempt:
+    deadline = data.get("deadline_s")
+    return Attempt(
+        lease=int(data["lease"]),
+        task_id=str(data["task_id"]),
+        owner=str(data.get("owner", "")),
+        spec=dict(data["spec"]),
+        deadline_s=None if deadline is None else float(deadline),
+    )
+
+
+def _plain(limits: Limits | Mapping[str, Any]) -> dict[str, Any]:
+    return limits.to_json() if isinstance(limits, Limits) else dict(limits)

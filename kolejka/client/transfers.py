@@ -1,0 +1,218 @@
+"""Bytes on their way: files up to the server, blobs down from it, in constant memory.
+
+*Up.* A file is hashed first, so that bytes the server has already never travel. While it is sent it is hashed again,
+and the last chunk is held back until the hash is the announced one: a file that changed meanwhile breaks the upload
+off, and the server keeps nothing. Small files are read once and sent without asking.
+
+*Down.* A blob is written to a temporary neighbour and renamed when its hash is right. A download that breaks is taken
+up where it broke (``Range``) as long as the transport is patient. The server may be hostile: it can send neither more
+bytes than it announced nor other bytes than the name says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, BinaryIO, Final
+
+from kolejka.client.transport import Response, Transport
+from kolejka.common.errors import InputError, NodeError, NotFound, Unavailable
+from kolejka.common.files import CHUNK, check_reference, hash_stream, replacing
+
+SMALL: Final = 256 << 10
+"""Bytes up to which a file is sent without asking first whether the server has it."""
+
+Moved = Callable[[int], object]
+"""Told how many bytes have just moved."""
+
+
+def has_blob(transport: Transport, reference: str) -> bool:
+    """Whether the server has this blob, for this caller."""
+    try:
+        transport.request("HEAD", f"/blobs/{check_reference(reference)}", stream=True).close()
+    except NotFound:
+        return False
+    return True
+
+
+def upload_bytes(transport: Transport, data: bytes, moved: Moved | None = None) -> str:
+    """Store bytes at hand; their SHA-256."""
+    reference = hashlib.sha256(data).hexdigest()
+    transport.request("PUT", f"/blobs/{reference}", data=data)
+    if moved is not None:
+        moved(len(data))
+    return reference
+
+
+def upload_file(
+    transport: Transport, path: str | os.PathLike[str], *, reference: str | None = None, moved: Moved | None = None
+) -> str:
+    """Store a file; its SHA-256. ``reference`` is the hash it is expected to have.
+
+    InputError when it cannot be read, is not a regular file, or changes while it is read.
+    """
+    try:
+        # O_NONBLOCK: opening a FIFO by mistake must not wait for its writer
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=0) as source:
+            return _upload_open(transport, source, str(path), reference, moved)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror or error}", field=str(path)) from None
+
+
+def _upload_open(
+    transport: Transport, source: IO[bytes], place: str, reference: str | None, moved: Moved | None
+) -> str:
+    status = os.fstat(source.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError("this is not a regular file", field=place)
+    if status.st_size <= SMALL:
+        data = source.read(SMALL + 1) or b""
+        if len(data) <= SMALL:
+            found = hashlib.sha256(data).hexdigest()
+            if reference is not None and found != reference:
+                raise _changed(place)
+            return upload_bytes(transport, data, moved)
+        source.seek(0)
+    found, size = hash_stream(source)  # type: ignore[arg-type]  # an unbuffered file reads bytes all the same
+    if reference is not None and found != reference:
+        raise _changed(place)
+    if has_blob(transport, found):
+        if moved is not None:
+            moved(size)
+        return found
+
+    transport.request("PUT", f"/blobs/{found}", data=lambda: _Announced(source, found, size, place))
+    if moved is not None:
+        moved(size)
+    return found
+
+
+class _Announced:
+    """Just the bytes that were announced, or InputError before the last of them. Its length becomes Content-Length."""
+
+    def __init__(self, source: IO[bytes], reference: str, size: int, place: str) -> None:
+        self._source, self._reference, self._size, self._place = source, reference, size, place
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._source.seek(0)
+        digest, left = hashlib.sha256(), self._size
+        held = b""
+        while left:
+            chunk = self._source.read(min(CHUNK, left))
+            if not chunk:
+                raise _changed(self._place)
+            digest.update(chunk)
+            left -= len(chunk)
+            if held:
+                yield held
+            held = chunk
+        if digest.hexdigest() != self._reference or self._source.read(1):
+            raise _changed(self._place)
+        yield held
+
+
+def _changed(place: str) -> InputError:
+    return InputError("the file changed while it was read; put it again when nothing writes to it", field=place)
+
+
+def upload_stream(transport: Transport, source: BinaryIO, moved: Moved | None = None) -> str:
+    """Store all that ``source`` holds; its SHA-256.
+
+    What cannot be read twice goes through a temporary file: the hash must be known before the first byte travels.
+    """
+    import tempfile
+
+    with tempfile.TemporaryFile() as copy:
+        hash_stream(source, copy.write)
+        copy.seek(0)
+        return _upload_open(transport, copy, "standard input", None, moved)
+
+
+def download_file(
+    transport: Transport,
+    reference: str,
+    path: str | os.PathLike[str],
+    *,
+    size: int | None = None,
+    mode: int = 0o644,
+    moved: Moved | None = None,
+) -> int:
+    """Write a blob to ``path``, whole or not at all; its size.
+
+    NotFound when the server has no such blob for this caller; Unavailable (``code`` hash_mismatch) when it sends other
+    bytes; NodeError when they cannot be written here.
+    """
+    target = Path(path)
+    try:
+        with replacing(target, mode=mode) as sink:
+            return download(transport, reference, sink, size=size, moved=moved)
+    except OSError as error:
+        raise NodeError(f"cannot be written: {error.strerror or error}", field=str(target)) from None
+
+
+def download(
+    transport: Transport,
+    reference: str,
+    sink: IO[bytes],
+    *,
+    size: int | None = None,
+    moved: Moved | None = None,
+) -> int:
+    """Write a blob into an open, seekable file from its start; its size. Errors as ``download_file``, and OSError."""
+    check_reference(reference)
+    digest, position = hashlib.sha256(), 0
+    deadline = time.monotonic() + transport.patience_s
+    while True:
+        headers = {"Range": f"bytes={position}-"} if position else {}
+        response = transport.request("GET", f"/blobs/{reference}", headers=headers, stream=True)
+        if position and not _continues(response, position):
+            sink.seek(0)
+            sink.truncate()
+            digest, position = hashlib.sha256(), 0
+        before = position
+        most = size if size is not None else _announced_end(response, position)
+        try:
+            for chunk in response.chunks():
+                position += len(chunk)
+                if most is not None and position > most:
+                    response.close()
+                    raise _other_bytes(transport, reference)
+                digest.update(chunk)
+                sink.write(chunk)
+                if moved is not None:
+                    moved(len(chunk))
+        except Unavailable as error:
+            if error.code != "broken" or time.monotonic() > deadline:
+                raise
+            if position > before:  # it moves, so it may go on
+                deadline = time.monotonic() + transport.patience_s
+            else:
+                transport.pause(1.0)
+            continue
+        if digest.hexdigest() != reference:
+            raise _other_bytes(transport, reference)
+        return position
+
+
+def _continues(response: Response, position: int) -> bool:
+    match = re.match(r"bytes ([0-9]+)-", response.headers.get("Content-Range", ""))
+    return response.status == 206 and match is not None and int(match[1]) == position
+
+
+def _announced_end(response: Response, position: int) -> int | None:
+    length = response.headers.get("Content-Length", "")
+    return position + int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
+
+
+def _other_bytes(transport: Transport, reference: str) -> Unavailable:
+    return Unavailable(
+        f"{transport.server} sent other bytes than {reference[:16]}… names; nothing was kept", code="hash_mismatch"
+    )
