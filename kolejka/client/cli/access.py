@@ -1,0 +1,133 @@
+"""``login``, ``whoami``, ``token``, ``user``: who may do what."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from kolejka.cli.options import settings_options
+from kolejka.client.cli.connection import connected, seconds
+from kolejka.client.cli.output import Output, field, moment, printed
+from kolejka.client.client import KolejkaClient
+from kolejka.client.credentials import find_token, store_credential
+from kolejka.client.transport import printable, server_url
+from kolejka.common.errors import InputError
+from kolejka.common.settings import ClientSettings
+
+ROLES = ("client", "node", "inspector", "admin")
+ROLE = click.Choice(ROLES)
+TOKEN_COLUMNS = (
+    ("ID", field("id")), ("USER", field("user")), ("ROLE", field("role")), ("NAME", field("name")),
+    ("MADE", moment("created_at")), ("EXPIRES", moment("expires_at")),
+)  # fmt: skip
+USER_COLUMNS = (("NAME", field("name")), ("ROLE", field("role")))
+
+
+@click.command()
+@click.option("--forget", is_flag=True, help="forget the token that is kept for the server")
+@settings_options(ClientSettings, without=("timeout", "patience"))
+def login(client: ClientSettings, *, forget: bool) -> None:
+    r"""Keep a token for a server, so that all further commands find it.
+
+    Asks for the token, or reads it from standard input or --token-file; it never stands on the command line, where
+    others could see it. The token is tried before it is kept, in a file that only you can read.
+
+    \b
+    Examples:
+      kolejka-client login --server https://kolejka.example
+      kolejka-client login --server https://kolejka.example < token.txt
+    """
+    server = server_url(client.server)
+    if forget:
+        click.echo(f"no token for {server} in {store_credential(server, None)} any more")
+        return
+    if client.token_file:
+        token = find_token(client).value or ""
+    elif sys.stdin.isatty():
+        token = str(click.prompt(f"token for {server}", hide_input=True, err=True)).strip()
+    else:
+        token = sys.stdin.readline(4096).strip()
+    if not token:
+        raise InputError("no token was given; an admin makes one with `kolejka token create`", field="token")
+    with KolejkaClient(client, token=token) as opened:
+        me = opened.whoami()
+    path = store_credential(server, token)
+    click.echo(f"you are {printable(me.get('user'))} ({printable(me.get('role'))}) at {server}; kept in {path}")
+
+
+@click.command()
+@printed
+@connected
+def whoami(client: KolejkaClient, output: Output) -> None:
+    """Show who your token speaks for, and with which role."""
+    output.thing({**client.whoami(), "server": client.server}, key="user")
+
+
+@click.group()
+def token() -> None:
+    """Make and revoke tokens (for admins)."""
+
+
+@token.command("create")
+@click.option("--user", required=True, metavar="NAME", help="whom the token speaks for")
+@click.option("--role", type=ROLE, help="what it may do; at most what the user may [default: the user's role]")
+@click.option("--name", metavar="TEXT", help="what it is for, to know it again in the list")
+@click.option("--expires", metavar="TIME", help="after how long it ends, such as 12h or 90d [default: never]")
+@click.option("--json", "as_json", is_flag=True, help="print JSON, for programs")
+@connected
+def create_token(
+    client: KolejkaClient, *, user: str, role: str | None, name: str | None, expires: str | None, as_json: bool
+) -> None:
+    r"""Make a token and print it. It is shown this once and cannot be shown again.
+
+    \b
+    Example: a token for the foreman of a node
+      kolejka-client token create --user node1 --role node > node.token
+    """
+    made = client.create_token(user, role=role, name=name, expires_s=seconds("--expires", expires))
+    if as_json:
+        Output(as_json=True).thing(made, key="token")
+    else:
+        click.echo(printable(made.get("token", "")))
+
+
+@token.command("list")
+@printed
+@connected
+def list_tokens(client: KolejkaClient, output: Output) -> None:
+    """List all tokens, without their secrets."""
+    output.listing(client.tokens(), TOKEN_COLUMNS, key="id")
+
+
+@token.command("revoke")
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@connected
+def revoke(client: KolejkaClient, ids: Sequence[str]) -> None:
+    """End tokens at once. `token list` shows the ids."""
+    for token_id in ids:
+        client.revoke_token(token_id)
+
+
+@click.group()
+def user() -> None:
+    """Make and list users (for admins)."""
+
+
+@user.command("create")
+@click.argument("name")
+@click.option("--role", type=ROLE, default="client", show_default=True, help="what the user may do")
+@printed
+@connected
+def create_user(client: KolejkaClient, name: str, *, role: str, output: Output) -> None:
+    """Make a user. `token create --user NAME` then makes the token to hand out."""
+    output.thing(client.create_user(name, role), key="name")
+
+
+@user.command("list")
+@printed
+@connected
+def list_users(client: KolejkaClient, output: Output) -> None:
+    """List all users."""
+    output.listing(client.users(), USER_COLUMNS, key="name")

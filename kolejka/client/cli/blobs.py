@@ -1,0 +1,59 @@
+"""``blob``: put, get."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from kolejka.client.cli.connection import connected
+from kolejka.client.client import KolejkaClient
+from kolejka.common.errors import InputError
+from kolejka.common.files import check_reference
+
+
+@click.group()
+def blob() -> None:
+    """Store and fetch bytes named by their SHA-256.
+
+    A task can refer to a stored blob instead of a local file: "files": {"input": {"reference": "…64 digits…"}}.
+    """
+
+
+@blob.command("put")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@connected
+def put(client: KolejkaClient, files: Sequence[str]) -> None:
+    r"""Store files (`-` is standard input) and print their SHA-256, one a line. What the server has is not sent again.
+
+    \b
+    Examples:
+      kolejka-client blob put data.tar
+      tar c data | kolejka-client blob put -
+    """
+    for file in files:
+        if file != "-" and not Path(file).is_file():
+            what = "this is not a regular file" if os.path.lexists(file) else "there is no such file"
+            raise InputError(what, field=file)
+    for file in files:
+        click.echo(client.put_blob(sys.stdin.buffer if file == "-" else file))
+
+
+@blob.command("get")
+@click.argument("reference", metavar="SHA256")
+@click.argument("file", metavar="FILE")
+@click.option("--force", is_flag=True, help="replace FILE if it exists")
+@connected
+def get(client: KolejkaClient, reference: str, file: str, *, force: bool) -> None:
+    """Write the blob SHA256 to FILE, whole or not at all."""
+    check_reference(reference)
+    if os.path.isdir(file):
+        raise InputError("this is a folder; name a file in it", field=file)
+    if os.path.lexists(file) and not force:
+        raise InputError("this exists; add --force to replace it", field=file)
+    if not Path(file).absolute().parent.is_dir():
+        raise InputError("there is no folder to write it in; make that first", field=file)
+    client.get_blob(reference, file)

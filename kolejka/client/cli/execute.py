@@ -1,0 +1,77 @@
+"""``execute``: put a task, wait for it, bring its result, end as it ended."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from kolejka.cli.exits import INTERRUPTED, exit_status
+from kolejka.cli.options import limit_options
+from kolejka.client.cli.connection import connected
+from kolejka.client.cli.progress import Watch, conclude
+from kolejka.client.client import KolejkaClient
+from kolejka.client.results import check_result_folder
+from kolejka.common.errors import KolejkaError
+from kolejka.common.limits import Limits
+
+
+@click.command()
+@click.argument("task_path", metavar="TASK")
+@click.argument("result_path", metavar="RESULT")
+@click.option("--json", "as_json", is_flag=True, help="print the result's JSON")
+@click.option("--quiet", "-q", is_flag=True, help="say nothing about how it goes and how it ended")
+@limit_options
+@connected
+def execute(
+    client: KolejkaClient, task_path: str, result_path: str, limits: Limits, *, as_json: bool, quiet: bool
+) -> int:
+    r"""Run the task in the folder TASK and bring its result into the folder RESULT.
+
+    RESULT must not exist yet, or be empty. The command waits until the task is done, through a restart of the server
+    too, and ends with the task's own exit code; or 124 when time ran out, 137 when memory did, 153 for other limits,
+    130 when it was cancelled, 125 when the server or the node failed. Limits given here and limits of the task merge:
+    the stricter holds.
+
+    Ctrl-C asks once whether to cancel the task (without a terminal it cancels at once) and exits with 130.
+
+    \b
+    Examples:
+      kolejka-client execute examples/uname RESULT
+      kolejka-client execute --memory 256M --time 10s my-task my-result && cat my-result/stdout.txt
+    """
+    check_result_folder(result_path)
+    task_id = ""
+    try:
+        with Watch(quiet=quiet) as watch:
+            watch.say("putting the task")
+            task_id = str(client.put_task(task_path, limits=limits)["id"])
+            watch.say(f"task {task_id} is put")
+            result = client.get_result(task_id, result_path, wait=True, progress=watch.listener)
+    except KeyboardInterrupt:
+        if task_id:
+            _interrupted(client, task_id)
+        return INTERRUPTED
+    if as_json:
+        click.echo(json.dumps(result.to_json(), indent=2))
+    conclude(task_id, result, quiet=quiet)
+    return exit_status(result)
+
+
+def _interrupted(client: KolejkaClient, task_id: str) -> None:
+    """Cancel the task, unless a person at a terminal would rather have it run on."""
+    try:
+        if sys.stdin.isatty() and sys.stderr.isatty():
+            try:
+                cancel = click.confirm(f"\ncancel task {task_id}?", default=True, err=True)
+            except click.Abort:  # a second Ctrl-C: no more questions
+                cancel = True
+            if not cancel:
+                click.echo(f"it goes on; `kolejka result get --wait {task_id} RESULT` brings its result", err=True)
+                return
+        client.transport.patience_s = min(client.transport.patience_s, 5.0)  # somebody wants to leave
+        client.cancel(task_id)
+        click.echo(f"task {task_id} is cancelled", err=True)
+    except KolejkaError as error:
+        click.echo(f"task {task_id} could not be cancelled: {error}", err=True)
