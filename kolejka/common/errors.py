@@ -36,9 +36,9 @@ class KolejkaError(Exception):
     def __str__(self) -> str:
         return f"{self.field}: {self.message}" if self.field else self.message
 
-    def within(self, place: str) -> KolejkaError:
-        """The same error, seen from outside: ``field`` is put below ``place`` (a file, a field)."""
-        copy = type(self)(self.message, field=f"{place}: {self.field}" if self.field else place, code=self.code)
+    def within(self, place: str, joint: str = ": ") -> KolejkaError:
+        """The same error, seen from outside: ``field`` is put below ``place`` (a file; a field, with joint ``.``)."""
+        copy = type(self)(self.message, field=f"{place}{joint}{self.field}" if self.field else place, code=self.code)
         copy.__cause__ = self.__cause__
         return copy
 

@@ -133,7 +133,10 @@ class Result:
             raise InputError("the limit is named exactly when the outcome is 'limit'", field="limit")
         words["outcome"] = Outcome(words["outcome"])
         words["manifest"] = manifest
-        words["limits"] = Limits.parse(words.get("limits", {}))
+        try:
+            words["limits"] = Limits.parse(words.get("limits", {}))
+        except InputError as error:
+            raise error.within("limits", ".") from None
         words["stats"] = Stats.parse(words.get("stats", {}))
         words["flags"] = tuple(words.get("flags", ()))
         words["skipped"] = dict(words.get("skipped", {}))

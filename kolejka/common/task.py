@@ -8,7 +8,7 @@ derive from it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,7 @@ from typing import Any, Final
 from kolejka.common.errors import InputError
 from kolejka.common.files import check_name, check_reference, read_json, write_json
 from kolejka.common.limits import Limits, limits_schema
+from kolejka.common.result import RESULT_FILE
 from kolejka.common.schema import Field, check, object_schema
 
 TASK_FILE: Final = "kolejka_task.json"
@@ -115,6 +116,10 @@ FIELDS: Final = (
     ),
     Field("callback_url", {**_TEXT, "pattern": "^https?://"}, "told when the result is in"),
 )
+
+
+_BYTES: Final = frozenset({"args", "files", "stdin", "stdout", "stderr", "environment", "collect"})
+"""Fields that end as bytes at the kernel, so that file names which are not UTF-8 can stand in them."""
 
 
 @functools.cache
@@ -227,11 +232,13 @@ class Task:
             try:
                 limits = Limits.parse(data["limits"])
             except InputError as error:
-                raise InputError(error.message, field=f"limits.{error.field}" if error.field else "limits") from None
+                raise error.within("limits", ".") from None
         else:
             limits = Limits()
         check(data, task_schema())
         assert isinstance(data, Mapping)  # the schema says so
+        for name, value in data.items():
+            _check_characters(value, name, "surrogateescape" if name in _BYTES else "strict")
         words: dict[str, Any] = dict(data)
         words["args"] = tuple(words["args"])
         words["limits"] = limits
@@ -256,6 +263,11 @@ class Task:
                     check_name(name)
                 except InputError as error:
                     raise error.within(where) from None
+        if self.stdout is not None and self.stderr is not None:
+            _check_no_file_is_a_folder((self.stdout, self.stderr), "stderr")
+        for where in ("stdout", "stderr"):
+            if (getattr(self, where) or "").split("/")[0] == RESULT_FILE:
+                raise InputError(f"{RESULT_FILE} is the result's own; choose another name", field=where)
         for argument in self.args:
             if "\0" in argument:
                 raise InputError("an argument holds a NUL character, which no program can be given", field="args")
@@ -264,11 +276,7 @@ class Task:
         for name, value in self.environment.items():
             if "\0" in value:
                 raise InputError("the value holds a NUL character", field=f"environment.{name}")
-        for name in self.files:
-            parents = name.split("/")[:-1]
-            for depth in range(1, len(parents) + 1):
-                if "/".join(parents[:depth]) in self.files:
-                    raise InputError(f"{'/'.join(parents[:depth])!r} is a file and a folder at once", field="files")
+        _check_no_file_is_a_folder(self.files, "files")
 
     @classmethod
     def load(cls, folder: str | Path) -> Task:
@@ -327,6 +335,35 @@ class Task:
         return replace(self, **words)
 
 
+def _check_characters(value: object, place: str, errors: str) -> None:
+    """Refuse lone surrogates, which JSON can spell and UTF-8 cannot.
+
+    With ``surrogateescape`` those are accepted that stand for the bytes of a file name or an argument.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8", errors)
+        except UnicodeEncodeError:
+            raise InputError(f"{value[:60]!a} holds a character that does not exist alone", field=place) from None
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            _check_characters(name, place, errors)
+            _check_characters(inner, f"{place}.{name}", errors)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _check_characters(inner, f"{place}[{number}]", errors)
+
+
+def _check_no_file_is_a_folder(names: Iterable[str], place: str) -> None:
+    files = set(names)
+    for name in files:
+        parts = name.split("/")
+        for depth in range(1, len(parts)):
+            parent = "/".join(parts[:depth])
+            if parent in files:
+                raise InputError(f"{parent!a} is a file and a folder at once", field=place)
+
+
 def _parse_files(data: Any) -> Mapping[str, File]:
     forms: Mapping[str, object] = data if isinstance(data, Mapping) else dict.fromkeys(data)
     files: dict[str, File] = {}
@@ -334,7 +371,7 @@ def _parse_files(data: Any) -> Mapping[str, File]:
         try:
             files[check_name(name)] = File.parse(name, form)
         except InputError as error:
-            raise error.within("files") from None
+            raise error.within("files", ".") from None
     return files
 
 
