@@ -150,10 +150,10 @@ def test_every_program_tells_its_version(monkeypatch: pytest.MonkeyPatch, capsys
     ("result", "status"),
     [
         (Result(Outcome.OK, 0), 0), (Result(Outcome.FAILED, 3), 3), (Result(Outcome.SIGNALED, 139), 139),
-        (Result(Outcome.LIMIT, 137, limit="time"), 124), 
+        (Result(Outcome.LIMIT, 137, limit="time"), 124),
         (Result(Outcome.LIMIT, None, limit="cpu_time"), 124),
         (Result(Outcome.LIMIT, 0, limit="memory"), 137), (Result(Outcome.LIMIT, 0, limit="output"), 153),
-        (Result(Outcome.LIMIT, 0, limit="storage"), 153), 
+        (Result(Outcome.LIMIT, 0, limit="storage"), 153),
         (Result(Outcome.CANCELLED), 130), (Result(Outcome.ERROR), 125),
         (Result(Outcome.ERROR, 0), 125), (Result(Outcome.FAILED), 125),
     ],

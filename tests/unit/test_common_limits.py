@@ -54,7 +54,7 @@ def test_nonsense_names_the_limit_and_the_text(name: str, value: object) -> None
     ("name", "value", "cure"),
     [
         ("cpus", 0, "the least is 1"), ("memory", "1K", "the least is 4K"), ("pids", 0, "the least is 1"),
-        ("pids", 2**40, "the most is 4194304"), ("time", 0, "the least is 1ms"), 
+        ("pids", 2**40, "the most is 4194304"), ("time", 0, "the least is 1ms"),
         ("cpu_time", "0.1ms", "the least is 1ms"),
         ("time", "5000d", "longest time"), ("memory", "2048P", "largest size"), ("cpus", 10**9, "the most is 65536"),
     ],
