@@ -137,7 +137,10 @@ class Result:
             words["limits"] = Limits.parse(words.get("limits", {}))
         except InputError as error:
             raise error.within("limits", ".") from None
-        words["stats"] = Stats.parse(words.get("stats", {}))
+        try:
+            words["stats"] = Stats.parse(words.get("stats", {}))
+        except InputError as error:
+            raise error.within("stats", ".") from None
         words["flags"] = tuple(words.get("flags", ()))
         words["skipped"] = dict(words.get("skipped", {}))
         return cls(**words)

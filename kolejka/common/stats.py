@@ -10,20 +10,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from kolejka.common.errors import InputError
+
 
 @dataclass(frozen=True)
 class _Figures:
     """A group of figures that reads and writes JSON by its declaration."""
 
     @classmethod
-    def parse(cls, data: Mapping[str, Any]) -> Self:
-        """From JSON. Unknown figures are dropped: a newer node may know more than this reader."""
+    def parse(cls, data: object) -> Self:
+        """From JSON. Unknown figures are dropped: a newer node may know more than this reader.
+
+        InputError where a figure is no number or a group is no object.
+        """
+        if not isinstance(data, Mapping):
+            raise InputError("this should be an object of figures")
         known = {f.name: f for f in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for name, value in data.items():
             if name in known and value is not None:
                 nested = known[name].metadata.get("figures")
-                values[name] = nested.parse(value) if nested else value
+                try:
+                    values[name] = nested.parse(value) if nested else _number(value)
+                except InputError as error:
+                    raise error.within(name, ".") from None
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
@@ -40,6 +50,13 @@ class _Figures:
     def replace(self, **values: Any) -> Self:
         """A copy with some figures set."""
         return dataclasses.replace(self, **values)
+
+
+def _number(value: object) -> int | float:
+    """A figure. NaN, infinities and what is beyond 64 bits are none."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and -(2.0**63) < value < 2.0**63:
+        return value
+    raise InputError(f"{str(value)[:60]!r} is not a figure")
 
 
 def _group(figures: type[_Figures]) -> Any:
