@@ -1,1 +1,1 @@
-"""observer/cgroups"""
+"""Control groups: one small interface, and one module each for the kernel's two versions of them."""

@@ -1,0 +1,149 @@
+"""Sessions for the worker: through the observer that serves on this machine, or kept by this process itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
+
+from kolejka.common.errors import Conflict, InputError, KolejkaError, NodeError, NotAllowed, NotFound, Unavailable
+from kolejka.common.limits import Limits
+from kolejka.common.settings import ObserverSettings
+from kolejka.observer.client import ObserverClient, ObserverError
+from kolejka.observer.client import Session as ClientSession
+from kolejka.observer.reports import ENFORCED, Report
+
+__all__ = ["ENFORCED", "Report", "Session", "Sessions", "connect"]
+
+
+class Session(Protocol):
+    """One accounted, limited control group."""
+
+    @property
+    def id(self) -> str:
+        """Its name."""
+
+    @property
+    def cgroup_parent(self) -> str:
+        """The path to give a container engine, such as ``/kolejka/<id>``."""
+
+    def attach(self, pid: int) -> None:
+        """Move a process with all its threads in; the first one starts the clock."""
+
+    def stats(self) -> Report:
+        """What it used so far, and the verdict."""
+
+    def freeze(self) -> None:
+        """Stop every process."""
+
+    def thaw(self) -> None:
+        """Let every process go on."""
+
+    def kill(self) -> None:
+        """Kill every process and return when none is left."""
+
+    def close(self) -> Report:
+        """Kill what is left, wait until it is gone, read the final stats, remove the group. Safe twice."""
+
+
+class Sessions(Protocol):
+    """Who opens sessions. They end with this process: what it leaves open is killed and removed for it."""
+
+    def open(self, limits: Limits, *, cpuset: Sequence[int] | None = None) -> Session:
+        """Open a session with these limits, pinned to ``cpuset`` if that is given."""
+
+
+def connect(socket: str = "", *, cgroup: str = "kolejka") -> Sessions:
+    """Sessions through the observer at ``socket``; by default the usual one if it serves, else of our own.
+
+    Unavailable when a named socket does not answer. NodeError, with the cure, when nothing serves and this process
+    has no right to make control groups.
+    """
+    usual = os.fspath(ObserverSettings().socket)
+    path = socket or usual
+    client = ObserverClient(path)
+    try:
+        client.ping()
+    except (OSError, ObserverError) as error:
+        if socket:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise Unavailable(f"no observer answers at {socket}: {reason}; start one: kolejka-observer") from None
+    else:
+        return RemoteSessions(client)
+    from kolejka.observer.sessions import Registry
+
+    try:
+        return Registry(cgroup=cgroup, remember=0)
+    except NodeError as error:
+        raise NodeError(f"{error.message}; or start the observer as root: kolejka-observer") from None
+
+
+_ERRORS: Final[Mapping[str, type[KolejkaError]]] = {
+    error.code: error for error in (InputError, NotAllowed, NotFound, Conflict, NodeError, Unavailable)
+}
+
+
+class RemoteSessions:
+    """Sessions kept by the observer behind a socket, bound to this process."""
+
+    def __init__(self, client: ObserverClient) -> None:
+        self._client = client
+
+    def open(self, limits: Limits, *, cpuset: Sequence[int] | None = None) -> RemoteSession:
+        """See ``Sessions``."""
+        with _translated():
+            return RemoteSession(
+                self._client.open(limits.to_json(), list(cpuset) if cpuset is not None else None, bound=True)
+            )
+
+
+class RemoteSession:
+    """A session behind a socket."""
+
+    def __init__(self, session: ClientSession) -> None:
+        self._session = session
+        self.id: str = session.id
+        self.cgroup_parent: str = session.cgroup_parent
+
+    def attach(self, pid: int) -> None:
+        """See ``Session``."""
+        with _translated():
+            self._session.attach(pid)
+
+    def stats(self) -> Report:
+        """See ``Session``."""
+        with _translated():
+            return Report.parse(self._session.stats())
+
+    def freeze(self) -> None:
+        """See ``Session``."""
+        with _translated():
+            self._session.freeze()
+
+    def thaw(self) -> None:
+        """See ``Session``."""
+        with _translated():
+            self._session.thaw()
+
+    def kill(self) -> None:
+        """See ``Session``."""
+        with _translated():
+            self._session.kill()
+
+    def close(self) -> Report:
+        """See ``Session``."""
+        with _translated():
+            return Report.parse(self._session.close())
+
+
+class _translated:  # noqa: N801 - reads as a statement: with _translated()
+    """The client's errors as ours."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, ObserverError):
+            raise _ERRORS.get(error.code, NodeError)(error.message, field=error.field, code=error.code) from None
+        if isinstance(error, OSError):
+            raise Unavailable(f"the observer does not answer: {error.strerror or error}") from None
