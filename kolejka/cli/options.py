@@ -125,4 +125,6 @@ def main(command: click.Command, program: str) -> NoReturn:
 
 
 def _with_version(command: click.Command) -> click.Command:
+    if any(parameter.name == "version" for parameter in command.params):
+        return command
     return click.version_option(__version__, prog_name="kolejka")(command)

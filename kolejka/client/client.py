@@ -175,7 +175,7 @@ class KolejkaClient(ServerClient):
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         told: Progress | None = None
         while True:
-            poll_s = LONG_POLL_S if progress is None else SHORT_POLL_S
+            poll_s = LONG_POLL_S if progress is None else SHORT_POLL_S if told else SHORT_POLL_S / 8
             if deadline is not None:
                 poll_s = max(0.0, min(poll_s, deadline - time.monotonic()))
             result = self.result(id, wait_s=poll_s)

@@ -34,7 +34,7 @@ Moved = Callable[[int], object]
 def has_blob(transport: Transport, reference: str) -> bool:
     """Whether the server has this blob, for this caller."""
     try:
-        transport.request("HEAD", f"/blobs/{check_reference(reference)}", stream=True).close()
+        transport.request("HEAD", f"/blobs/{check_reference(reference)}")
     except NotFound:
         return False
     return True

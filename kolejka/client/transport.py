@@ -262,20 +262,16 @@ class Transport:
             where = printable(raw.headers.get("Location", "nowhere"), 200)
             raw.close()
             raise InputError(f"{self.server} redirects to {where}; give the server's own address with --server")
-        raise self._explained(_failure(raw, url))
+        error = _failure(raw, url)
+        raise self._stranger() if raw.status_code == 401 and error.code != "not_kolejka" else error
 
-    def _explained(self, error: KolejkaError) -> KolejkaError:
-        """A refusal of the token in words that help: which token, and what gives a better one."""
-        if error.code != "unauthorized":
-            return error
+    def _stranger(self) -> NotAllowed:
+        """The server does not know the token: which token, and what gives a better one."""
+        cure = f"run `kolejka login --server {self.server}`"
         if self._token is None:
-            return NotAllowed(
-                f"no token for {self.server}; run `kolejka login --server {self.server}`", code=error.code
-            )
+            return NotAllowed(f"no token for {self.server}; {cure}", code="unauthorized")
         whose = f"the token from {self._token_source}" if self._token_source else "this token"
-        return NotAllowed(
-            f"{self.server} does not know {whose}; run `kolejka login --server {self.server}`", code=error.code
-        )
+        return NotAllowed(f"{self.server} does not accept {whose}; {cure}", code="unauthorized")
 
     def _send(
         self,
@@ -446,7 +442,7 @@ def _failure(raw: requests.Response, url: str) -> KolejkaError:
     """The error that an answer of status 4xx or 5xx is."""
     status = raw.status_code
     try:
-        body = _read(raw, url) if raw.request.method != "HEAD" else b""
+        body = _read(raw, url)
     except InputError:
         body = b""
     message, field, code = _words(body)
