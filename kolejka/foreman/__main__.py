@@ -1,0 +1,5 @@
+"""``python -m kolejka.foreman``."""
+
+from kolejka.foreman.cli import run
+
+run()

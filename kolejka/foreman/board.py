@@ -1,0 +1,186 @@
+"""What this node has in hand: the one state that all threads of a foreman share, behind one lock.
+
+An attempt is *running* from the moment it is admitted (so its inputs may still be on their way) until its payload is
+gone, and *spooled* from then until the server has its result. Both kinds of lease are named in heartbeats; only running
+ones hold a part of the offer. Everything that may interest a waiting thread notifies ``changed``.
+
+::
+
+    node:   ACTIVE ──drain──▶ DRAINING ──stop──▶ STOPPED      no way back: a drained foreman ends
+               └──a task that cannot be killed──▶ QUARANTINED ──drain, stop──▶   (an administrator looks, then restarts)
+
+Whoever wants an attempt ended before its time says why by a ``Verdict``; the thread that runs it reads the verdict when
+the payload is gone. A lost lease outweighs the others: nothing of it may reach the server.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from kolejka.common.task import Task
+from kolejka.foreman import pack
+from kolejka.foreman.pack import Free, Misfit, Offer, Placement, Wish
+from kolejka.worker.job import Job
+
+
+def seconds() -> float:
+    """A clock that only grows and goes on while the machine is suspended, as the server's does."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class NodeState(enum.StrEnum):
+    """What the node says of itself in heartbeats; ``STOPPED`` is said to nobody."""
+
+    ACTIVE = "active"
+    DRAINING = "draining"
+    QUARANTINED = "quarantined"
+    STOPPED = "stopped"
+
+
+class Verdict(enum.StrEnum):
+    """Why an attempt is ended before its time, and what becomes of it."""
+
+    CANCELLED = "cancelled"
+    """by its owner: the result says so and goes to the server"""
+    STOPPED = "stopped"
+    """this foreman stops: the lease is given back, the task waits for another node"""
+    LOST = "lost"
+    """the lease was overtaken: nothing goes to the server"""
+
+
+@dataclass(eq=False)
+class Running:
+    """One admitted attempt. ``verdict`` changes under the board's lock only; ``ended`` wakes its thread's waits."""
+
+    lease: int
+    task: Task
+    deadline: float | None
+    """by the clock ``seconds``, when the server takes the attempt for hung"""
+    placement: Placement
+    slot: int
+    verdict: Verdict | None = None
+    ended: threading.Event = field(default_factory=threading.Event)
+    job: Job | None = None
+    """what the worker pool was asked to do, once it was"""
+
+
+_NEXT: Final = {
+    NodeState.ACTIVE: {NodeState.DRAINING, NodeState.QUARANTINED, NodeState.STOPPED},
+    NodeState.QUARANTINED: {NodeState.DRAINING, NodeState.STOPPED},
+    NodeState.DRAINING: {NodeState.STOPPED},
+    NodeState.STOPPED: set[NodeState](),
+}
+_WEIGHT: Final = {None: 0, Verdict.CANCELLED: 1, Verdict.STOPPED: 2, Verdict.LOST: 3}
+
+
+class Board:
+    """See the module. Every method takes the lock itself; ``changed`` is held by those who wait."""
+
+    def __init__(self, offer: Offer) -> None:
+        self.offer = offer
+        self.changed = threading.Condition()
+        self._running: dict[int, Running] = {}
+        self._spooled: set[int] = set()
+        self._state = NodeState.ACTIVE
+
+    @property
+    def state(self) -> NodeState:
+        """Where the node is."""
+        return self._state
+
+    def move(self, to: NodeState) -> bool:
+        """Go to another state. False where there is no way (twice the same, or back)."""
+        with self.changed:
+            if to not in _NEXT[self._state]:
+                return False
+            self._state = to
+            self.changed.notify_all()
+            return True
+
+    def admit(self, lease: int, task: Task, wish: Wish, deadline: float | None) -> Running | Misfit:
+        """Take an attempt on, if the node is active and has room for it now."""
+        with self.changed:
+            if self._state is not NodeState.ACTIVE:
+                return Misfit(f"the node is {self._state}")
+            placement = pack.place(self.offer, self.placements(), wish)
+            if isinstance(placement, Misfit):
+                return placement
+            taken = {running.slot for running in self._running.values()}
+            slot = next(number for number in range(self.offer.slots) if number not in taken)
+            running = Running(lease, task, deadline, placement, slot)
+            self._running[lease] = running
+            self.changed.notify_all()
+            return running
+
+    def free(self) -> Free:
+        """What is left of the offer."""
+        with self.changed:
+            return pack.free(self.offer, self.placements())
+
+    def placements(self) -> list[Placement]:
+        """The parts of the offer that are held. Call with the lock held, or for a look."""
+        return [running.placement for running in self._running.values()]
+
+    def vacate(self, running: Running, *, spooled: bool) -> None:
+        """The payload is gone and its part of the offer free; ``spooled`` = its result waits for the server."""
+        with self.changed:
+            del self._running[running.lease]
+            if spooled:
+                self._spooled.add(running.lease)
+            self.changed.notify_all()
+
+    def spool(self, leases: Iterable[int]) -> None:
+        """These results wait for the server."""
+        with self.changed:
+            self._spooled.update(leases)
+            self.changed.notify_all()
+
+    def forget(self, lease: int) -> None:
+        """The server has the result, or wants none."""
+        with self.changed:
+            self._spooled.discard(lease)
+            self.changed.notify_all()
+
+    def is_spooled(self, lease: int) -> bool:
+        """Whether the result still waits for the server."""
+        return lease in self._spooled
+
+    def judge(self, leases: Collection[int], verdict: Verdict) -> list[Running]:
+        """Pass a verdict on running attempts; those for which it is news. A spooled lease that is lost is forgotten."""
+        with self.changed:
+            news = [
+                running
+                for lease in leases
+                if (running := self._running.get(lease)) and _WEIGHT[verdict] > _WEIGHT[running.verdict]
+            ]
+            for running in news:
+                running.verdict = verdict
+                running.ended.set()
+            if verdict is Verdict.LOST:
+                self._spooled.difference_update(leases)
+            self.changed.notify_all()
+            return news
+
+    def running(self) -> list[Running]:
+        """The running attempts, in order of admission."""
+        with self.changed:
+            return list(self._running.values())
+
+    def leases(self) -> list[int]:
+        """All leases in hand, running and spooled."""
+        with self.changed:
+            return sorted({*self._running, *self._spooled})
+
+    def backlog(self) -> int:
+        """How many results wait for the server."""
+        return len(self._spooled)
+
+    def wait(self, condition: Callable[[], bool], timeout_s: float | None = None) -> bool:
+        """Wait until ``condition`` (called with the lock held) is true; whether it is."""
+        with self.changed:
+            return self.changed.wait_for(condition, timeout_s)

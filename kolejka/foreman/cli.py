@@ -1,0 +1,134 @@
+"""``kolejka-foreman``: claim tasks for this node and run them, until told to stop.
+
+The main thread does nothing but wait: signals and the foreman's end reach it as bytes in one pipe (a signal handler
+that did more could meet a lock half taken). The first SIGTERM or SIGINT drains, the second stops.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import select
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final, NoReturn
+
+import click
+
+from kolejka.cli.options import main, settings_options
+from kolejka.common import systemd
+from kolejka.common.settings import ClientSettings, ForemanSettings, WorkerSettings
+from kolejka.foreman.daemon import Foreman
+from kolejka.foreman.leftovers import locked
+
+logger = logging.getLogger(__name__)
+
+STATUS_S: Final = 10.0
+"""how often the service manager is told how it goes, unless its watchdog wants to hear more often"""
+PATIENCE_S: Final = 2.0
+"""how long one request is repeated by the client; beyond that the foreman's own loops try again, and can be woken"""
+_END: Final = b"\0"
+_options = settings_options(ForemanSettings, WorkerSettings, ClientSettings, without=("patience",))
+
+
+@click.group(invoke_without_command=True)
+@_options
+@click.pass_context
+def command(context: click.Context, foreman: ForemanSettings, worker: WorkerSettings, client: ClientSettings) -> None:
+    """Run a node: claim tasks from the server, run them under their limits, bring the results back.
+
+    SIGTERM drains: running tasks finish, their results are uploaded. A second one stops: payloads are killed and
+    their tasks given back to the server.
+    """
+    if context.invoked_subcommand is None:
+        serve(foreman, worker, client)
+
+
+@command.command()
+@_options
+@click.option("--json", "as_json", is_flag=True, help="print the checks as JSON")
+def doctor(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSettings, *, as_json: bool) -> int:
+    """Say what this machine lacks to be a node, and how to get it."""
+    from kolejka.cli.doctor import report
+    from kolejka.foreman.doctor import checks
+
+    return report(checks(foreman, worker, client), as_json=as_json)
+
+
+def serve(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSettings) -> None:
+    """Be the foreman of this machine until told to end. InputError, NodeError or NotAllowed when it cannot start."""
+    with locked(foreman.data), _signals() as (reader, writer):
+        daemon = build(foreman, worker, client)
+        daemon.start()
+        systemd.notify("READY=1", f"STATUS={daemon.status()}")
+        threading.Thread(target=_tell_end, args=(daemon, writer), name="tell-end", daemon=True).start()
+        _watch(daemon, reader)
+        daemon.wait_finished()
+
+
+def build(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSettings) -> Foreman:
+    """A foreman of this machine, made of its real parts, not started."""
+    from kolejka.client.node import NodeClient
+    from kolejka.foreman.capacity import detect, offer
+    from kolejka.foreman.doctor import working_runtimes
+    from kolejka.foreman.tags import all_tags, automatic_tags
+    from kolejka.worker.pool import Pool
+
+    server = NodeClient(dataclasses.replace(client, patience=min(client.patience, PATIENCE_S)))
+    machine = detect(worker.data)
+    offered = offer(machine, foreman.capacity, foreman.slots)
+    tags = all_tags(automatic_tags(machine, working_runtimes(worker)), foreman.tags)
+    return Foreman(foreman, offered, tags, Pool(worker, offered.slots), server, runtime=worker.runtime)
+
+
+def _watch(daemon: Foreman, reader: int) -> None:
+    """Turn signals into what they ask for, and tell the service manager how it goes, until the foreman ends."""
+    poll = select.poll()
+    poll.register(reader, select.POLLIN)
+    turn_s = min(systemd.watchdog_s() or STATUS_S, STATUS_S) if "NOTIFY_SOCKET" in os.environ else None
+    drained = False
+    while True:
+        if poll.poll(None if turn_s is None else turn_s * 1000):
+            for byte in os.read(reader, 64):
+                if byte == _END[0]:
+                    return
+                (daemon.stop if drained else daemon.drain)()
+                systemd.notify("STOPPING=1")
+                drained = True
+        if turn_s is not None and daemon.healthy():
+            systemd.notify("WATCHDOG=1", f"STATUS={daemon.status()}")
+
+
+def _tell_end(daemon: Foreman, writer: int) -> None:
+    try:
+        daemon.wait_finished()
+    finally:
+        os.write(writer, _END)
+
+
+@contextmanager
+def _signals() -> Iterator[tuple[int, int]]:
+    """A pipe into which every SIGTERM and SIGINT writes its number."""
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def nothing(number: int, frame: FrameType | None) -> None:
+        """The byte in the pipe is all that a handler has to do."""
+
+    before: dict[int, Any] = {number: signal.signal(number, nothing) for number in (signal.SIGTERM, signal.SIGINT)}
+    wakeup = signal.set_wakeup_fd(writer)
+    try:
+        yield reader, writer
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(reader)  # the writing end stays with the thread that may still tell the end
+
+
+def run() -> NoReturn:
+    """The program ``kolejka-foreman``."""
+    main(command, "kolejka-foreman")

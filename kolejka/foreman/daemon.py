@@ -1,0 +1,291 @@
+"""A node's foreman: claim → place → run → spool → upload → forget.
+
+::
+
+    claim threads ──admit──▶ slot threads ──spool──▶ courier threads ──▶ the server
+         ▲                        │                        │
+         └────────── board (what is in hand, what is free) ┴──── heartbeat thread
+
+Every thread waits on the board (or on its queue) and is woken by what it waits for: nothing polls. Threads share the
+board, nothing else that changes. A fault that ends one of them ends the foreman: better a restart, which is safe at
+any moment, than a node that looks alive.
+
+Ending is a contract. ``drain`` takes no more tasks; what runs ends by itself and its results are uploaded. ``stop``
+kills payloads and gives their leases back. Both return at once, can be called twice and before ``start``;
+``wait_finished`` returns when all is done. What could not be uploaded stays in the spool for the next life.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from kolejka.client.node import Attempt, Beat, Claimed
+from kolejka.common.errors import InputError, KolejkaError, NotAllowed
+from kolejka.common.limits import LIMITS, Limits
+from kolejka.common.result import Result
+from kolejka.common.settings import ForemanSettings
+from kolejka.foreman import leftovers
+from kolejka.foreman.blobs import BlobCache
+from kolejka.foreman.board import Board, NodeState, Running, Verdict
+from kolejka.foreman.claims import Claims
+from kolejka.foreman.heartbeat import Pulse
+from kolejka.foreman.pack import UNSET, Free, Offer, Wish
+from kolejka.foreman.slots import Payloads, Slots
+from kolejka.foreman.spool import Spool
+from kolejka.foreman.upload import Couriers, Parcel, Return
+
+logger = logging.getLogger(__name__)
+
+COURIERS: Final = 4
+DRAIN_PATIENCE_S: Final = 10.0
+"""how long a drained foreman tries to reach a silent server before it leaves results in the spool"""
+STOP_PATIENCE_S: Final = 10.0
+"""how long a stopping foreman waits for payloads to die and for leases to be given back"""
+
+_LAST: Final = "end"
+"""name of the thread that sees the others off"""
+
+
+class Pool(Payloads, Protocol):
+    """The worker pool, as the foreman uses it."""
+
+    def start(self) -> None:
+        """Sweep what dead workers left, and start workers."""
+
+    def stop(self, timeout_s: float) -> None:
+        """End the workers."""
+
+
+class Server(Protocol):
+    """The node's side of the server; the client's ``NodeClient`` is one."""
+
+    def claim(
+        self,
+        node: str,
+        *,
+        capacity: Limits,
+        total: Limits,
+        slots: int,
+        tags: Iterable[str],
+        queues: Iterable[str],
+        wait_s: float,
+        idle: bool,
+    ) -> Claimed:
+        """Ask for tasks."""  # fmt: skip
+
+    def heartbeat(
+        self, node: str, *, leases: Iterable[int], capacity: Limits, total: Limits, tags: Iterable[str], state: str
+    ) -> Beat:
+        """Say that the node lives."""
+
+    def put_result(self, lease: int, result: Result) -> Any:
+        """Hand in a result."""
+
+    def release(self, lease: int, message: str) -> Any:
+        """Give an attempt back."""
+
+    def put_blob(self, source: Path, *, reference: str | None = None) -> str:
+        """Store a file."""
+
+    def get_blob(self, reference: str, path: Path) -> Any:
+        """Bring a file."""
+
+    def close(self) -> None:
+        """Close the connections."""
+
+
+class Foreman:
+    """One node's foreman. Its data folder must be locked by the caller (``leftovers.locked``)."""
+
+    def __init__(
+        self, settings: ForemanSettings, offer: Offer, tags: tuple[str, ...], pool: Pool, server: Server,
+        *, runtime: str = "auto",
+    ) -> None:  # fmt: skip
+        self.settings = settings
+        self.board = Board(offer)
+        self._tags = tags
+        self._pool = pool
+        self._server = server
+        self._node: Mapping[str, Any] = {"name": settings.name, "tags": list(tags)}
+        self._failure: BaseException | None = None
+        self._finished = threading.Event()
+        data = settings.data
+        self._blobs = BlobCache(data / "blobs", settings.cache)
+        self._spool = Spool(data / "spool")
+        self.pulse = Pulse(self.board, self._beat, self.end)
+        self._couriers = Couriers(self.board, self._spool, server, self.pulse)
+        self._claims = Claims(self.board, self, wait_s=min(settings.wait, 30.0), spawn=self._spawn)
+        self._slots = Slots(
+            self.board, pool, folder=data / "running", blobs=self._blobs, spool=self._spool, couriers=self._couriers,
+            fetch=server.get_blob, ceilings=settings.ceilings, runtime=runtime, node=self._node,
+            quarantine=self._quarantine,
+        )  # fmt: skip
+
+    def start(self) -> None:
+        """Clean up after an earlier life, then work. NotAllowed when the server knows this node's token not at all."""
+        self._pool.start()
+        cut_short = leftovers.clean(self.settings.data)
+        entries = self._spool.open()
+        self._blobs.open()
+        self.board.spool(entry.lease for entry in entries)
+        for entry in entries:
+            logger.info("result found in the spool", extra={"task": entry.task, "lease": entry.lease})
+            self._couriers.put(Parcel(entry))
+        for leftover in cut_short:
+            about = {"task": leftover.task, "lease": leftover.lease}
+            if leftover.again:
+                logger.warning("attempt was cut short again; its lease is left to run out", extra=about)
+            else:
+                logger.info("attempt was cut short", extra=about)
+                self._couriers.put(Return(leftover.lease, "the node's foreman was restarted while it ran"))
+        self._introduce()
+        for number in range(self.board.offer.slots):
+            self._spawn(partial(self._slots.loop, number), f"slot-{number}")
+        for number in range(COURIERS):
+            self._spawn(self._couriers.loop, f"courier-{number}")
+        self._spawn(self.pulse.loop, "heartbeat")
+        self._spawn(self._see_off, _LAST)
+        self._claims.start()
+        logger.info(
+            "foreman started",
+            extra={"node": self.settings.name, "slots": self.board.offer.slots, **self.board.offer.total.to_json()},
+        )
+
+    def _introduce(self) -> None:
+        """A first heartbeat. A server that does not answer is waited for; one that refuses the token is an error."""
+        try:
+            self.pulse.once()
+        except NotAllowed:
+            self._pool.stop(STOP_PATIENCE_S)
+            raise
+        except KolejkaError as error:
+            logger.warning("the server cannot be reached yet", extra={"reason": str(error)})
+
+    # What others ask of a running foreman.
+
+    def drain(self) -> None:
+        """Take no more tasks, finish what runs, then end."""
+        if self.board.move(NodeState.DRAINING):
+            logger.info("foreman drains", extra={"running": len(self.board.running())})
+            self.pulse.now()
+
+    def stop(self) -> None:
+        """Kill what runs, give it back, then end."""
+        if self.board.move(NodeState.STOPPED):
+            running = [one.lease for one in self.board.running()]
+            logger.info("foreman stops", extra={"running": len(running)})
+            self._spawn(lambda: self.end(running, Verdict.STOPPED), "stop")
+
+    def wait_finished(self, timeout_s: float | None = None) -> bool:
+        """Wait for the end; whether it has come. Raises what ended a thread that should not have."""
+        finished = self._finished.wait(timeout_s)
+        if self._failure is not None:
+            raise self._failure
+        return finished
+
+    def healthy(self) -> bool:
+        """Whether every thread that should work does."""
+        return self._failure is None
+
+    def status(self) -> str:
+        """One line for people."""
+        reach = "" if self.pulse.reachable else ", the server does not answer"
+        return f"{self.board.state}: {len(self.board.running())} running, {self.board.backlog()} to upload{reach}"
+
+    # What the loops ask of the daemon.
+
+    def ask(self, free: Free, wait_s: float) -> Claimed:
+        """Send one request for tasks."""
+        return self._server.claim(
+            self.settings.name, capacity=free.limits, total=self.board.offer.total, slots=free.slots, tags=self._tags,
+            queues=self.settings.queues, wait_s=wait_s, idle=free.idle,
+        )  # fmt: skip
+
+    def wish(self, attempt: Attempt) -> Wish:
+        """What an attempt wants here, under this node's ceilings."""
+        task = attempt.task
+        ceilings = self.settings.ceilings.only(n for n in LIMITS if n in task.limits.values or n not in UNSET)
+        return Wish(task.limits.merge(ceilings), task.exclusive, task.image)
+
+    def start_attempt(self, running: Running) -> None:
+        """Run an admitted attempt."""
+        self._slots.start(running)
+
+    def give_back(self, lease: int, message: str) -> None:
+        """Return an attempt that was not started."""
+        self._couriers.put(Return(lease, message))
+
+    def refuse(self, attempt: Attempt, error: InputError) -> None:
+        """End an attempt whose task this node does not understand."""
+        logger.warning(
+            "task is not understood", extra={"task": attempt.task_id, "lease": attempt.lease, "reason": str(error)}
+        )
+        self._slots.refuse(attempt.lease, attempt.task_id, f"the node does not understand this task: {error}")
+
+    def end(self, leases: Iterable[int], verdict: Verdict) -> None:
+        """End attempts before their time."""
+        for running in self.board.judge(list(leases), verdict):
+            self._slots.kill(running)
+
+    def heard(self, heartbeat_s: float) -> None:
+        """A claim's answer told how long a node may be silent."""
+        self.pulse.expect(heartbeat_s)
+
+    def _beat(self) -> Beat:
+        free = self.board.free()
+        state = self.board.state
+        return self._server.heartbeat(
+            self.settings.name, leases=self.board.leases(), capacity=free.limits, total=self.board.offer.total,
+            tags=self._tags, state=str(NodeState.DRAINING if state is NodeState.STOPPED else state),
+        )  # fmt: skip
+
+    def _quarantine(self, reason: str) -> None:
+        if self.board.move(NodeState.QUARANTINED):
+            logger.error("node is quarantined: a payload could not be killed; an administrator has to look",
+                         extra={"reason": reason})  # fmt: skip
+            self.pulse.now()
+
+    # Threads, and how they end.
+
+    def _spawn(self, loop: Callable[[], None], name: str) -> None:
+        def guarded() -> None:
+            try:
+                loop()
+            except BaseException as error:  # the thread's last words; the foreman ends, see the module
+                logger.critical("a thread of the foreman failed", exc_info=error, extra={"which": name})
+                self._failure = self._failure or error
+                self.stop()
+                if name == _LAST:
+                    self._finished.set()
+
+        threading.Thread(target=guarded, name=name, daemon=True).start()
+
+    def _see_off(self) -> None:
+        """Wait until the foreman is to end, see that all is finished, then end the loops."""
+        board = self.board
+        board.wait(lambda: board.state in {NodeState.DRAINING, NodeState.STOPPED})
+        board.wait(lambda: board.state is NodeState.STOPPED or not board.placements())
+        if not board.wait(self._drained, DRAIN_PATIENCE_S):
+            while self.pulse.reachable and not board.wait(self._drained, DRAIN_PATIENCE_S):
+                self.pulse.now()
+        if board.state is NodeState.STOPPED:
+            board.wait(lambda: not board.placements() and not self._couriers.pending, STOP_PATIENCE_S)
+        left = board.backlog()
+        board.move(NodeState.STOPPED)
+        self._slots.close()
+        self._couriers.close(COURIERS)
+        self.pulse.close()
+        self._pool.stop(STOP_PATIENCE_S)
+        self._server.close()
+        if left:
+            logger.warning("results stay in the spool for the next start", extra={"results": left})
+        logger.info("foreman ended")
+        self._finished.set()
+
+    def _drained(self) -> bool:
+        return self.board.state is NodeState.STOPPED or not (self.board.backlog() or self._couriers.pending)

@@ -1,0 +1,72 @@
+"""What a machine must have to be a node: the checks of ``kolejka-foreman doctor``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from kolejka.client.node import NodeClient
+from kolejka.common.checks import Check
+from kolejka.common.errors import KolejkaError
+from kolejka.common.limits import LIMITS
+from kolejka.common.settings import ClientSettings, ForemanSettings, WorkerSettings
+from kolejka.foreman import capacity, tags
+from kolejka.foreman.leftovers import locked
+
+
+def checks(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSettings) -> list[Check]:
+    """Everything a foreman with these settings would meet when it starts, asked once and changing nothing."""
+    return [
+        _checked("data folder", lambda: _data(foreman), "run as root, or name a folder of your own with --data"),
+        _checked("capacity", lambda: _capacity(foreman, worker), "mend [foreman] capacity, slots or tags"),
+        _checked("server", lambda: _server(client), "name the server with --server, its token with --token-file"),
+        *_runtimes(worker),
+    ]
+
+
+def _checked(name: str, ask: Callable[[], str], cure: str) -> Check:
+    try:
+        return Check(name, ok=True, message=ask())
+    except KolejkaError as error:
+        return Check(name, ok=False, message=str(error), cure=cure)
+
+
+def _data(foreman: ForemanSettings) -> str:
+    with locked(foreman.data):
+        return f"{foreman.data} is writable and free"
+
+
+def _capacity(foreman: ForemanSettings, worker: WorkerSettings) -> str:
+    machine = capacity.detect(worker.data)
+    offer = capacity.offer(machine, foreman.capacity, foreman.slots)
+    found = tags.all_tags(tags.automatic_tags(machine), foreman.tags)
+    amounts = ", ".join(f"{LIMITS[name].show(value)} {name}" for name, value in offer.total.values.items())
+    return f"{offer.slots} slots; {amounts}; tags {' '.join(found)}"
+
+
+def _server(client: ClientSettings) -> str:
+    with NodeClient(dataclasses.replace(client, patience=0.0)) as server:
+        who = server.whoami()
+        if who.get("role") not in {"node", "admin"}:
+            raise KolejkaError(f"the token is for the role {who.get('role')}; a foreman needs one for the role node")
+        return f"{server.server} knows this node as {who.get('user')} ({who.get('role')})"
+
+
+def _runtimes(worker: WorkerSettings) -> Iterator[Check]:
+    """What the runtimes say; one that works is enough."""
+    from kolejka.worker.runtimes.choose import runtimes
+
+    found = {runtime.name: list(runtime.check()) for runtime in runtimes(worker)}
+    works = [name for name, asked in found.items() if all(check.ok or not check.required for check in asked)]
+    for name, asked in found.items():
+        for check in asked:
+            yield dataclasses.replace(check, check=f"{name}: {check.check}", required=check.required and not works)
+
+
+def working_runtimes(worker: WorkerSettings) -> tuple[str, ...]:
+    """Names of the runtimes that this machine has all of."""
+    from kolejka.worker.runtimes.choose import runtimes
+
+    return tuple(
+        runtime.name for runtime in runtimes(worker) if all(check.ok or not check.required for check in runtime.check())
+    )

@@ -1,0 +1,107 @@
+"""What an earlier life of this foreman left behind when it was killed, and the lock that keeps two lives apart.
+
+A folder below ``DATA/running`` is an attempt that was cut short: the pool has swept its session by now, so the folder
+is removed and its lease given back, and the task does not wait for the missing heartbeat. A task that this happens to
+again and again may be the reason why the foreman dies. So deaths are counted, and after ``FREE_DEATHS`` the lease is
+left to run out instead, which the server counts as lost and stops when it happens too often.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from kolejka.common.errors import InputError, NodeError
+from kolejka.common.files import read_json, write_json
+from kolejka.common.task import TASK_FILE
+from kolejka.foreman.slots import remove_tree
+
+logger = logging.getLogger(__name__)
+
+FREE_DEATHS: Final = 2
+REMEMBERED: Final = 1000
+"""tasks whose deaths are remembered; the oldest are forgotten first"""
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """An attempt that was cut short. ``again`` = so often that its lease is left to run out."""
+
+    lease: int
+    task: str
+    again: bool
+
+
+@contextmanager
+def locked(data: Path) -> Iterator[None]:
+    """Hold the data folder for this process alone; made if it is not there. NodeError when another foreman has it.
+
+    A lock of the process (POSIX), not of the open file: workers that outlive a killed foreman do not inherit it.
+    """
+    try:
+        data.mkdir(parents=True, exist_ok=True, mode=0o711)
+        descriptor = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise NodeError(
+            f"{data} cannot be used: {error.strerror}; name another folder with --data", field="foreman.data"
+        ) from None
+    try:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            owner = os.read(descriptor, 32).decode("ascii", "replace").strip()
+            raise NodeError(
+                f"another foreman (process {owner or 'unknown'}) uses {data}; "
+                "stop it, or name another folder with --data",
+                field="foreman.data",
+            ) from None
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def clean(data: Path) -> list[Leftover]:
+    """Remove the attempts that were cut short, oldest first, and count them. Call after the pool's sweep."""
+    running = data / "running"
+    running.mkdir(exist_ok=True, mode=0o711)
+    found: list[tuple[int, str]] = []
+    for folder in running.iterdir():
+        if folder.name.isdigit():
+            found.append((int(folder.name), _task_of(folder)))
+            remove_tree(folder)
+    found.sort()
+    deaths = _count(data / "deaths.json", [task for _, task in found])
+    return [Leftover(lease, task, deaths.get(task, 0) > FREE_DEATHS) for lease, task in found]
+
+
+def _task_of(folder: Path) -> str:
+    try:
+        return str(read_json(folder / "task" / TASK_FILE).get("id", ""))
+    except (InputError, AttributeError):  # cut short before or while it was written
+        return ""
+
+
+def _count(path: Path, died: list[str]) -> dict[str, int]:
+    try:
+        deaths = {str(task): int(count) for task, count in json.loads(path.read_text(encoding="utf-8")).items()}
+    except FileNotFoundError:  # nobody died yet
+        deaths = {}
+    except (ValueError, AttributeError, TypeError) as error:
+        logger.warning(
+            "the count of deaths is damaged and starts anew", extra={"file": str(path), "reason": str(error)}
+        )
+        deaths = {}
+    for task in died:
+        deaths[task] = deaths.pop(task, 0) + 1
+    if died:
+        write_json(path, dict(list(deaths.items())[-REMEMBERED:]), durable=True)
+    return deaths

@@ -1,0 +1,245 @@
+"""One attempt on this node, from the claim's answer to a result in the spool.
+
+Each slot is a thread that takes one attempt after another: makes the task's folder, brings the input files, has the
+pool run the payload, and gives the node's part back the moment the payload is gone; then it puts the result into the
+spool and hands it to the couriers. Whatever goes wrong on the way ends in an ``error`` result that says what.
+
+::
+
+    DATA/running/<lease>/task/      the spec, as the worker reads it
+    DATA/running/<lease>/result/    what the worker makes of it
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from kolejka.common.errors import InputError, KolejkaError, NodeError, Unavailable
+from kolejka.common.limits import LIMITS, Limits, Share
+from kolejka.common.result import Outcome, Result
+from kolejka.foreman.blobs import BlobCache
+from kolejka.foreman.board import Board, Running, Verdict, seconds
+from kolejka.foreman.spool import Entry, Spool
+from kolejka.foreman.upload import Couriers, Parcel, Return
+from kolejka.worker.job import Job
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_S: Final = 0.25
+LONGEST_PAUSE_S: Final = 15.0
+UNKILLABLE: Final = "unkillable"
+"""the error code, or the flag of a result, by which a worker says that it could not kill a payload"""
+_HELD: Final = ("cpus", "memory", "swap", "pids")
+"""split amounts that every session enforces, so a task can be held to its part even if it set no limit"""
+
+
+class Payloads(Protocol):
+    """The part of the worker pool that runs payloads."""
+
+    def run(self, job: Job) -> Result:
+        """Run a job to its end."""
+
+    def cancel(self, job: Job, outcome: Outcome = Outcome.CANCELLED) -> None:
+        """Kill a job's payload at once; ``run`` then returns."""
+
+
+class Slots:
+    """The slots of one node. ``fetch`` downloads a blob; ``quarantine`` is told when a payload cannot be killed."""
+
+    def __init__(
+        self,
+        board: Board,
+        pool: Payloads,
+        *,
+        folder: Path,
+        blobs: BlobCache,
+        spool: Spool,
+        couriers: Couriers,
+        fetch: Callable[[str, Path], object],
+        ceilings: Limits,
+        runtime: str,
+        node: Mapping[str, Any],
+        quarantine: Callable[[str], None],
+    ) -> None:
+        self._board = board
+        self._pool = pool
+        self._folder = folder
+        self._blobs = blobs
+        self._spool = spool
+        self._couriers = couriers
+        self._fetch = fetch
+        each = [name for name in board.offer.total if LIMITS[name].share is Share.EACH]
+        self._ceilings = ceilings.merge(board.offer.total.only(each))
+        self._runtime = runtime
+        self._node = node
+        self._quarantine = quarantine
+        self._queues: list[queue.SimpleQueue[Running | None]] = [queue.SimpleQueue() for _ in range(board.offer.slots)]
+
+    def start(self, running: Running) -> None:
+        """Run an admitted attempt on its slot's thread."""
+        self._queues[running.slot].put(running)
+
+    def close(self) -> None:
+        """End the loops, each after what it was given before."""
+        for one in self._queues:
+            one.put(None)
+
+    def kill(self, running: Running) -> None:
+        """End an attempt whose verdict was passed."""
+        logger.info("attempt is ended", extra={**_about(running), "verdict": str(running.verdict)})
+        job = running.job
+        if job is not None:
+            self._pool.cancel(job)
+
+    def refuse(self, lease: int, task: str, message: str) -> None:
+        """End an attempt that cannot even be started."""
+        self._board.spool([lease])
+        folder = self._folder / str(lease)
+        result = self._error(Result(Outcome.ERROR, id=task, message=message), folder / "result")
+        self._hand_over(lease, task, folder, result)
+
+    def loop(self, number: int) -> None:
+        """Run the attempts of one slot until closed."""
+        while (running := self._queues[number].get()) is not None:
+            try:
+                self._carry_out(running)
+            except Exception as error:  # a fault of ours with one task must not take the node's other tasks along
+                logger.exception("attempt failed in the foreman", extra=_about(running))
+                if running in self._board.running():
+                    self._board.vacate(running, spooled=False)
+                self._couriers.put(Return(running.lease, f"the node's foreman failed: {error}"))
+
+    def _carry_out(self, running: Running) -> None:
+        folder = self._folder / str(running.lease)
+        about = _about(running)
+        logger.info("attempt started", extra={**about, "cpus": running.placement.cpuset, "slot": running.slot})
+        try:
+            (folder / "task").mkdir(parents=True)
+            running.task.save(folder / "task")
+            result = self._run(running, folder)
+        except (KolejkaError, OSError) as error:
+            if isinstance(error, NodeError) and error.code == UNKILLABLE:
+                self._quarantine(str(error))
+            result = self._failed(running, folder, str(error))
+        if UNKILLABLE in result.flags:
+            self._quarantine(result.message or "a payload could not be killed")
+        with self._board.changed:
+            verdict = running.verdict
+            stopped = verdict is Verdict.STOPPED and result.outcome is Outcome.CANCELLED
+            keep = not stopped and verdict is not Verdict.LOST
+            self._board.vacate(running, spooled=keep)
+        logger.info("payload ended", extra={**about, "outcome": str(result.outcome), "limit": result.limit})
+        if keep:
+            self._hand_over(running.lease, running.task.id or "", folder, result)
+            return
+        remove_tree(folder)
+        if stopped:
+            self._couriers.put(Return(running.lease, "the node's foreman stops"))
+        else:
+            logger.info("result thrown away: the lease was overtaken", extra=about)
+
+    def _run(self, running: Running, folder: Path) -> Result:
+        """The payload's result, in ``folder/result``."""
+        references = [file.reference for file in running.task.files.values() if file.reference is not None]
+        with self._blobs.hold(references, lambda reference, path: self._bring(running, reference, path)) as blobs:
+            placement = running.placement
+            job = Job(
+                task=folder / "task", result=folder / "result", blobs=blobs if references else None,
+                limits=self._ceilings.merge(placement.taken.only(_HELD)), runtime=self._runtime, slot=running.slot,
+                cpuset=placement.cpuset, node=self._node,
+            )  # fmt: skip
+            with self._board.changed:
+                if running.verdict is None:
+                    running.job = job
+            if running.job is None:
+                return self._cancelled(running, folder)
+            result = self._pool.run(job)
+        if result.id != running.task.id:
+            result = result.replace(id=running.task.id)
+            result.save(folder / "result")
+        return result
+
+    def _bring(self, running: Running, reference: str, path: Path) -> None:
+        """Download one input, trying again while only the network is at fault and the attempt has time."""
+        names = [name for name, file in running.task.files.items() if file.reference == reference]
+        pause = FIRST_PAUSE_S
+        while running.verdict is None:
+            try:
+                self._fetch(reference, path)
+                return
+            except Unavailable as error:
+                late = running.deadline is not None and seconds() + pause > running.deadline
+                if late:
+                    raise NodeError(f"the input could not be downloaded in time: {error}",
+                                    field=f"files.{names[0]}") from None  # fmt: skip
+                logger.info("download waits", extra={**_about(running), "reason": str(error), "next_try_s": pause})
+                running.ended.wait(pause)
+                pause = min(LONGEST_PAUSE_S, pause * 2)
+            except (InputError, NodeError) as error:
+                raise NodeError(f"the input cannot be had: {error}", field=f"files.{names[0]}") from None
+        raise _EndedError("ended while its inputs were downloaded")
+
+    def _failed(self, running: Running, folder: Path, message: str) -> Result:
+        if running.verdict is not None and running.job is None:
+            return self._cancelled(running, folder)
+        logger.warning("attempt failed on this node", extra={**_about(running), "reason": message})
+        return self._error(
+            Result(Outcome.ERROR, id=running.task.id, limits=running.task.limits, node=self._node, message=message),
+            folder / "result",
+        )
+
+    def _cancelled(self, running: Running, folder: Path) -> Result:
+        return self._error(
+            Result(Outcome.CANCELLED, id=running.task.id, limits=running.task.limits, node=self._node,
+                   message="cancelled before it was started"),
+            folder / "result",
+        )  # fmt: skip
+
+    def _error(self, result: Result, folder: Path) -> Result:
+        """Make a result's folder that holds nothing but this spec. A full disk leaves the spec in memory only."""
+        try:
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
+            result.save(folder)
+        except OSError as error:
+            logger.error(  # noqa: TRY400  the message says all
+                "a result cannot be written", extra={"task": result.id, "reason": str(error)}
+            )
+        return result
+
+    def _hand_over(self, lease: int, task: str, folder: Path, result: Result) -> None:
+        """Into the spool, and to the couriers. A result that the disk does not take goes to the server unspooled."""
+        try:
+            entry = self._spool.add(lease, task, folder / "result")
+        except OSError as error:
+            logger.error(  # noqa: TRY400  the message says all
+                "the spool takes no result", extra={"task": task, "lease": lease, "reason": str(error)}
+            )
+            self._couriers.put(Parcel(Entry(lease, task, folder / "result"), result))
+            return
+        remove_tree(folder)
+        self._couriers.put(Parcel(entry, result))
+
+
+class _EndedError(NodeError):
+    """The attempt was ended while it waited."""
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder of ours. What cannot be removed stays for the next start to try, with a line in the log."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:  # it was never made
+        return
+    except OSError as error:
+        logger.warning("a folder cannot be removed", extra={"folder": str(folder), "reason": str(error)})
+
+
+def _about(running: Running) -> dict[str, Any]:
+    return {"task": running.task.id, "lease": running.lease}
