@@ -312,4 +312,5 @@ class ForemanSettings(Section, section="foreman"):
     ceilings: Limits = setting(Limits, "limits no task on this node can exceed", kind="limits")
     slots: int = setting(0, "tasks to run at one time; 0 = as many as the CPUs allow", kind="count")
     data: Path = setting(_data_home("foreman"), "folder of the spool and of running tasks", kind="path")
+    cache: int = setting(10 << 30, "size of the node's cache of input files", kind="size")
     wait: float = setting(30.0, "how long one request for tasks may wait at the server", kind="time")
