@@ -1,1 +1,1 @@
-"""server/auth"""
+"""Who calls, and what they may do."""

@@ -1,0 +1,174 @@
+"""The nodes' side: claims, heartbeats, results, releases; and what is known of nodes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from kolejka.common.errors import Conflict, InputError, NotFound
+from kolejka.common.limits import LIMITS, Limits, Unit
+from kolejka.common.schema import object_schema
+from kolejka.common.task import QUEUE_PATTERN
+from kolejka.server.api.routes import Answer, Call, plain, whole
+from kolejka.server.api.tasks import node_state, stamp
+from kolejka.server.deps import Deps
+from kolejka.server.scheduling import claims
+from kolejka.server.scheduling.claims import Claim
+from kolejka.server.scheduling.match import Offer, wants
+from kolejka.server.storage import nodes
+from kolejka.server.storage.base import Connection, TaskWaiting, ask
+from kolejka.server.storage.nodes import NodeWords
+from kolejka.server.wakes import wait
+
+logger = logging.getLogger("kolejka.server")
+
+NODE_STATES = ("active", "draining", "quarantined")
+_AMOUNTS = object_schema(
+    {
+        limit.name: {"type": "boolean"} if limit.unit is Unit.FLAG else {"type": "number", "minimum": 0, "maximum": 2**62}
+        for limit in LIMITS.values()
+    }
+)  # fmt: skip
+_WORDS = {
+    "node": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[^\x00-\x1f/]+$"},
+    "tags": {"type": "array", "maxItems": 1000, "items": {"type": "string", "minLength": 1, "maxLength": 4096}},
+    "total": {**_AMOUNTS, "description": "what the node has: plain numbers"},
+    "capacity": {**_AMOUNTS, "description": "what of it is free"},
+}
+CLAIM = object_schema(
+    {
+        **_WORDS,
+        "slots": {"type": "integer", "minimum": 0, "maximum": 1000},
+        "queues": {"type": "array", "maxItems": 1000, "items": {"type": "string", "pattern": QUEUE_PATTERN}},
+        "wait": {"type": "number", "minimum": 0, "maximum": 30, "description": "seconds"},
+        "idle": {"type": "boolean", "description": "nothing runs on the node: an exclusive task may be given"},
+    },
+    required=["node", "total", "capacity", "slots"],
+)
+HEARTBEAT = object_schema(
+    {
+        **_WORDS,
+        "leases": {"type": "array", "maxItems": 100_000, "items": {"type": "integer", "minimum": 0, "maximum": 2**62}},
+        "state": {"enum": list(NODE_STATES)},
+    },
+    required=["node", "tags", "total", "capacity", "leases"],
+)
+RELEASE = object_schema({"message": {"type": "string", "maxLength": 4096}}, required=["message"])
+
+
+def _words(body: Mapping[str, Any], state: str) -> NodeWords:
+    for text in (body["node"], *body.get("tags", ())):
+        try:
+            plain(text)
+        except InputError as error:
+            raise error.within("node" if text == body["node"] else "tags") from None
+    return NodeWords(
+        body["node"], state, tuple(sorted(set(body.get("tags", ())))), body.get("total", {}), body.get("capacity", {})
+    )
+
+
+async def claim(deps: Deps, call: Call) -> Answer:
+    """Ask for tasks that fit; wait for them up to `wait` seconds, or until something of this node is cancelled."""
+    body = call.body
+    words = _words(body, "active")
+    offer = Offer(frozenset(words.tags), Limits(words.total), Limits(words.capacity), body.get("idle", False))
+    request = Claim(call.caller.user_id, words, offer, body["slots"], frozenset(body.get("queues", ())))
+
+    def wanted(announcement: TaskWaiting) -> bool | None:
+        if request.slots == 0 or (request.queues and announcement.queue not in request.queues):
+            return False
+        signature = deps.classes.known(announcement.signature)
+        return None if signature is None else wants(signature, offer)
+
+    deadline = deps.steady() + body.get("wait", 0)
+    with deps.wakes.for_tasks(words.name, wanted) as waiter:
+        while True:
+            waiter.looked()
+            now = deps.now()
+            claimed = await ask(
+                deps.store.write(lambda db, now=now: claims.claim(db, request, deps.rules, deps.classes, now))  # type: ignore[misc] # now is a Moment
+            )
+            left = deadline - deps.steady()
+            if claimed.given or claimed.cancel or deps.wakes.closing:
+                break
+            if not await wait(waiter, left, call.gone):
+                break
+    for given in claimed.given:
+        deps.metrics.given.inc()
+        logger.info("task given", extra={"task": given.task_id, "lease": given.lease, "node": words.name})
+    return Answer(json={
+        "attempts": [given.to_json() for given in claimed.given], "cancel": claimed.cancel,
+        "heartbeat_s": deps.settings.heartbeat,
+    })  # fmt: skip
+
+
+async def heartbeat(deps: Deps, call: Call) -> Answer:
+    """Say that a node lives and which leases it holds; learn which are lost and which to stop."""
+    words, now = _words(call.body, call.body.get("state", "active")), deps.now()
+    beat = await ask(deps.store.write(
+        lambda db: claims.heartbeat(db, words, call.caller.user_id, call.body["leases"], now)
+    ))  # fmt: skip
+    return Answer(json={"lost": beat.lost, "cancel": beat.cancel, "heartbeat_s": deps.settings.heartbeat})
+
+
+async def put_result(deps: Deps, call: Call) -> Answer:
+    """Hand in the result of an attempt. Its files are uploaded before; repeated, the answer is the same."""
+    lease, result, now = whole(call.path["lease"], "lease"), call.body, deps.now()
+    if result.result is not None and not -(2**31) <= result.result < 2**32:
+        raise InputError(f"{result.result} is no exit code", field="result")
+    if result.message is not None:
+        result = result.replace(message=result.message.encode(errors="replace").decode().replace("\0", "?"))
+
+    def work(db: Connection) -> tuple[claims.Held, str]:
+        return claims.accept(db, lease, call.caller.user_id, result, now)
+
+    try:
+        held, state = await ask(deps.store.write(work))
+    except Conflict:
+        deps.metrics.refused.inc()
+        logger.warning("result refused", extra={"lease": lease, "by": call.caller.user})
+        raise
+    if held.state == "running":
+        deps.metrics.results.labels(result.outcome.value).inc()
+        logger.info(
+            "result accepted",
+            extra={"task": held.task_id, "lease": lease, "node": held.node, "outcome": result.outcome.value, "state": state},
+        )  # fmt: skip
+    return Answer(json={"task_id": held.task_id, "state": state})
+
+
+async def release(deps: Deps, call: Call) -> Answer:
+    """Give an attempt back that was not started: the task waits again."""
+    lease, now = whole(call.path["lease"], "lease"), deps.now()
+    message = plain(call.body["message"])
+    held, state = await ask(deps.store.write(
+        lambda db: claims.release(db, lease, call.caller.user_id, message, now)
+    ))  # fmt: skip
+    logger.info(
+        "attempt given back", extra={"task": held.task_id, "lease": lease, "node": held.node, "reason": message}
+    )
+    return Answer(json={"task_id": held.task_id, "state": state})
+
+
+def _node_json(node: dict[str, Any], now: float, heartbeat_s: float) -> dict[str, Any]:
+    return {
+        **node, "state": node_state(node, now, heartbeat_s), "first_seen": stamp(node["first_seen"]),
+        "last_seen": stamp(node["last_seen"]),
+    }  # fmt: skip
+
+
+async def list_nodes(deps: Deps, _call: Call) -> Answer:
+    """List the nodes."""
+    now = deps.clock()
+    found = await ask(deps.store.read(nodes.listing))
+    return Answer(json=[_node_json(node, now, deps.settings.heartbeat) for node in found])
+
+
+async def show_node(deps: Deps, call: Call) -> Answer:
+    """Show a node."""
+    name, now = call.path["name"], deps.clock()
+    found = await ask(deps.store.read(lambda db: nodes.listing(db, plain(name))))
+    if not found:
+        raise NotFound(f"there is no node {name[:255]!r}")
+    return Answer(json=_node_json(found[0], now, deps.settings.heartbeat))

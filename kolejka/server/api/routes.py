@@ -1,0 +1,308 @@
+"""What a route declares, and how a request becomes a call of its handler.
+
+A ``Route`` names method, path, who may, query parameters and body. Checking callers, refusing unknown parameters and
+fields, and the OpenAPI document derive from it; a handler gets a ``Call`` whose words are right in form.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NoReturn
+from urllib.parse import parse_qsl
+
+import falcon.asgi
+
+from kolejka.common.errors import InputError, NotAllowed, NotFound
+from kolejka.common.schema import Schema, check
+from kolejka.common.units import parse_time
+from kolejka.server.api.errors import InvalidJson, TooLarge
+from kolejka.server.auth.roles import Role
+from kolejka.server.auth.tokens import Caller
+from kolejka.server.deps import Deps
+
+PREFIX: Final = "/api/v1"
+MAX_DEPTH: Final = 32
+"""Lists and objects inside each other in a body."""
+_RECEIVE: Final = "kolejka.receive"
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query parameter. ``kind``: text, count, seconds, or pair (``key=value``, may be repeated)."""
+
+    name: str
+    help: str
+    kind: str = "text"
+    default: Any = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def parse(self, text: str) -> Any:
+        """The value. InputError names the parameter."""
+        try:
+            return self._parse(text)
+        except InputError as error:
+            raise error.within(self.name) from None
+
+    def _parse(self, text: str) -> Any:
+        if self.choices and text not in self.choices:
+            raise InputError(f"{text!r} is not one of {', '.join(self.choices)}")
+        if self.kind == "text":
+            return plain(text)
+        if self.kind == "pair":
+            key, equals, value = plain(text).partition("=")
+            if not equals or not key:
+                raise InputError(f"{text!r} should be written key=value")
+            return key, value
+        if self.kind == "seconds":
+            value: float = parse_time(text)
+        elif text.isascii() and text.isdigit() and len(text) <= 18:
+            value = int(text)
+        else:
+            raise InputError(f"{text!r} is not a whole number; write digits only")
+        if self.maximum is not None and value > self.maximum:
+            raise InputError(f"{text} is more than {self.maximum:g}")
+        return value
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """JSON Schema of the value."""
+        kinds = {"text": "string", "pair": "array", "count": "integer", "seconds": "string"}
+        schema: dict[str, Any] = {"type": kinds[self.kind]}
+        if self.kind == "pair":
+            schema["items"] = {"type": "string"}
+        if self.kind == "count":
+            schema["minimum"] = 0
+            if self.maximum is not None:
+                schema["maximum"] = int(self.maximum)
+        if self.choices:
+            schema["enum"] = list(self.choices)
+        if self.default is not None:
+            schema["default"] = self.default
+        return schema
+
+
+@dataclass(frozen=True)
+class Body:
+    """A JSON body: its schema, and (where the schema alone does not say everything) what reads it."""
+
+    schema: Callable[[], Schema]
+    parse: Callable[[Any], Any] | None = None
+    example: Any = None
+
+    def read(self, data: Any) -> Any:
+        """The body's value. InputError names the field."""
+        if self.parse is not None:
+            return self.parse(data)
+        check(data, self.schema())
+        return data
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request whose form is right."""
+
+    request: falcon.asgi.Request
+    path: Mapping[str, Any]
+    query: Mapping[str, Any]
+    body: Any
+    _caller: Caller | None = None
+
+    @property
+    def caller(self) -> Caller:
+        """Who calls; only where the route asks for a role."""
+        assert self._caller is not None  # routes without roles have no use for it
+        return self._caller
+
+    async def gone(self) -> None:
+        """Return when the caller has left. For calls whose body was read."""
+        receive = self.request.scope.get(_RECEIVE)
+        if receive is None:
+            await _never()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
+async def _never() -> NoReturn:
+    import asyncio
+
+    await asyncio.Future()
+    raise AssertionError("a future that nobody holds is never done")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a handler answers: JSON, bytes, a stream of ``length`` bytes, or nothing."""
+
+    status: int = 200
+    json: Any = None
+    data: bytes | None = None
+    stream: AsyncIterator[bytes] | None = None
+    length: int = 0
+    type: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def write(self, resp: falcon.asgi.Response) -> None:
+        """Hand it to falcon."""
+        resp.status = self.status
+        if self.type is not None:
+            resp.content_type = self.type
+        for name, value in self.headers.items():
+            resp.set_header(name, value)
+        if self.stream is not None:
+            resp.set_stream(self.stream, self.length)
+        elif self.data is not None:
+            resp.data = self.data
+        elif self.json is not None:
+            resp.data = json.dumps(self.json).encode()
+
+
+Handler = Callable[[Deps, Call], Awaitable[Answer]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One method of one path. ``roles`` of ``None``: anybody, without a token."""
+
+    method: str
+    path: str
+    handler: Handler
+    roles: frozenset[Role] | None
+    query: tuple[Query, ...] = ()
+    body: Body | None = None
+    status: tuple[int, ...] = (200,)
+    takes: str | None = None
+    """media type of a body that is no JSON and is read by the handler"""
+    gives: str = "application/json"
+
+    @property
+    def summary(self) -> str:
+        """The handler's own first line."""
+        return (self.handler.__doc__ or "").strip().splitlines()[0].rstrip(".")
+
+
+def plain(text: str) -> str:
+    """A text that a database keeps: no NUL, no half of a surrogate pair. InputError otherwise."""
+    if "\0" in text:
+        raise InputError("this text holds a NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError("this text holds half a surrogate pair, which no text can") from None
+    return text
+
+
+def responder(route: Route, deps: Deps) -> Callable[..., Awaitable[None]]:
+    """What falcon calls for a route."""
+
+    async def respond(req: falcon.asgi.Request, resp: falcon.asgi.Response, **path: Any) -> None:
+        caller = None
+        if route.roles is not None:
+            caller = await deps.doorkeeper.caller(req.get_header("Authorization"))
+            if caller.role not in route.roles:
+                raise NotAllowed(f"a {caller.role} token may not do this; it takes {_either(route.roles)}")
+        query = read_query(route.query, req.query_string)
+        body = None
+        if route.body is not None:
+            body = route.body.read(await read_json(req, deps.settings.max_body))
+        elif route.takes is None and req.content_length:
+            raise InputError("this call takes no body")
+        answer = await route.handler(deps, Call(req, path, query, body, caller))
+        answer.write(resp)
+
+    return respond
+
+
+def _either(roles: frozenset[Role]) -> str:
+    return " or ".join(role.value for role in Role if role in roles)
+
+
+def read_query(declared: tuple[Query, ...], text: str) -> dict[str, Any]:
+    """The query parameters. InputError names one that is unknown, said twice or wrong."""
+    values: dict[str, Any] = {q.name: [] if q.kind == "pair" else q.default for q in declared}
+    if not text:
+        return values
+    known = {q.name: q for q in declared}
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=100)
+    except ValueError as error:  # bytes that are no UTF-8, or too many fields
+        raise InputError(f"the query cannot be read: {error}") from None
+    seen = set()
+    for name, value in pairs:
+        if name not in known:
+            hint = f"it takes {', '.join(known)}" if known else "this call takes none"
+            raise InputError(f"there is no such query parameter; {hint}", field=name[:100])
+        if known[name].kind == "pair":
+            values[name].append(known[name].parse(value))
+            continue
+        if name in seen:
+            raise InputError("this query parameter is given twice", field=name)
+        seen.add(name)
+        values[name] = known[name].parse(value)
+    return values
+
+
+async def read_json(req: falcon.asgi.Request, most: int) -> Any:
+    """The JSON value of a request's body. InvalidJson, TooLarge."""
+    announced = req.content_length
+    if announced is not None and announced > most:
+        raise TooLarge(f"a body of {announced} bytes is more than the {most} that this server takes")
+    raw = bytearray()
+    async for chunk in req.stream:
+        raw += chunk
+        if len(raw) > most:
+            raise TooLarge(f"this body is more than the {most} bytes that this server takes")
+    if announced is not None and len(raw) != announced:
+        raise InputError(f"the body broke off after {len(raw)} of {announced} bytes", code="truncated")
+    return decode(bytes(raw))
+
+
+def decode(raw: bytes) -> Any:
+    """JSON from outside: UTF-8, no NaN, not too deep, no name twice. InvalidJson otherwise."""
+    if not raw:
+        raise InvalidJson("the body is empty; it should be JSON")
+    try:
+        data = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_once)
+    except RecursionError:
+        raise InvalidJson(f"this JSON nests deeper than {MAX_DEPTH} levels") from None
+    except ValueError as error:
+        raise InvalidJson(f"the body is no JSON: {error}") from None
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:  # else it cannot be too deep
+        _check_depth(data)
+    return data
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise InvalidJson(f"{name} is no JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidJson("this name stands twice in one object", field=twice[:100])
+    return data
+
+
+def _check_depth(data: Any) -> None:
+    level = [data]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise InvalidJson(f"this JSON nests deeper than {MAX_DEPTH} levels")
+
+
+def whole(text: str, what: str) -> int:
+    """A number in a path. NotFound when it is none: nothing has such a name."""
+    if text.isascii() and text.isdigit() and len(text) <= 18:
+        return int(text)
+    raise NotFound(f"there is no {what} {text[:40]!r}")

@@ -1,0 +1,136 @@
+"""The server's HTTP application: every route on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from types import SimpleNamespace
+from typing import Any, Final
+
+import falcon.asgi
+
+from kolejka.common.result import Result, result_schema
+from kolejka.common.states import TaskState
+from kolejka.common.task import Task, task_schema
+from kolejka.server.api import access, blobs, errors, health, nodes, openapi, tasks
+from kolejka.server.api.routes import PREFIX, Answer, Body, Call, Query, Route, responder
+from kolejka.server.auth.roles import ADMINS, BLOB_WRITERS, EVERYBODY, NODES, OWNERS, READERS, WATCHERS
+from kolejka.server.deps import Deps
+from kolejka.server.service import Service
+
+_STATES: Final = tuple(state.value for state in TaskState)
+_FILTERS: Final = (
+    Query("state", "tasks in this state", choices=_STATES),
+    Query("queue", "tasks of this queue"),
+    Query("label", "tasks with this label, as key=value; repeated: with all of them", kind="pair"),
+    Query("name", "tasks of this name"),
+    Query("owner", "tasks of this user"),
+    Query("limit", "how many at most", kind="count", default=100, maximum=1000),
+    Query("after", "where the page before ended: its `next`", kind="count"),
+)
+_WAIT: Final = (Query("wait", "how long to wait for it, in seconds", kind="seconds", default=0.0, maximum=60),)
+_TASK: Final = Body(task_schema, Task.parse)
+_RESULT: Final = Body(result_schema, Result.parse)
+_CLAIM: Final = Body(lambda: nodes.CLAIM)
+_HEARTBEAT: Final = Body(lambda: nodes.HEARTBEAT)
+_RELEASE: Final = Body(lambda: nodes.RELEASE)
+_USER: Final = Body(lambda: access.USER)
+_TOKEN: Final = Body(lambda: access.TOKEN)
+_TEXT: Final = "text/plain"
+
+
+async def get_openapi(_deps: Deps, _call: Call) -> Answer:
+    """Give this document."""
+    return Answer(json=openapi.document(ROUTES))
+
+
+ROUTES: Final = (
+    Route("GET", "/healthz", health.healthz, None),
+    Route("GET", "/readyz", health.readyz, None, status=(200, 503)),
+    Route("GET", "/metrics", health.metrics, WATCHERS, gives=_TEXT),
+    Route("GET", PREFIX, health.version, None),
+    Route("GET", PREFIX + "/openapi.json", get_openapi, None),
+    Route("GET", PREFIX + "/schemas/task.json", health.get_task_schema, None),
+    Route("GET", PREFIX + "/schemas/result.json", health.get_result_schema, None),
+    Route("GET", PREFIX + "/whoami", access.whoami, EVERYBODY),
+    Route("HEAD", PREFIX + "/blobs/{sha256}", blobs.head_blob, EVERYBODY),
+    Route("GET", PREFIX + "/blobs/{sha256}", blobs.get_blob, EVERYBODY, status=(200, 206), gives=blobs.OCTETS),
+    Route("PUT", PREFIX + "/blobs/{sha256}", blobs.put_blob, BLOB_WRITERS, status=(200, 201), takes=blobs.OCTETS),
+    Route("GET", PREFIX + "/tasks", tasks.list_tasks, READERS, _FILTERS),
+    Route("POST", PREFIX + "/tasks", tasks.put_task, OWNERS, body=_TASK, status=(201,)),
+    Route("GET", PREFIX + "/tasks/{task_id}", tasks.show_task, READERS),
+    Route("DELETE", PREFIX + "/tasks/{task_id}", tasks.delete_task, OWNERS, status=(204,)),
+    Route("POST", PREFIX + "/tasks/{task_id}/cancel", tasks.cancel_task, OWNERS),
+    Route("GET", PREFIX + "/tasks/{task_id}/result", tasks.get_result, READERS, _WAIT, status=(200, 202)),
+    Route("GET", PREFIX + "/tasks/{task_id}/why", tasks.why_task, READERS),
+    Route("GET", PREFIX + "/queues", tasks.list_queues, EVERYBODY),
+    Route("POST", PREFIX + "/claims", nodes.claim, NODES, body=_CLAIM),
+    Route("POST", PREFIX + "/heartbeats", nodes.heartbeat, NODES, body=_HEARTBEAT),
+    Route("PUT", PREFIX + "/attempts/{lease}/result", nodes.put_result, NODES, body=_RESULT),
+    Route("POST", PREFIX + "/attempts/{lease}/release", nodes.release, NODES, body=_RELEASE),
+    Route("GET", PREFIX + "/nodes", nodes.list_nodes, READERS),
+    Route("GET", PREFIX + "/nodes/{name}", nodes.show_node, READERS),
+    Route("GET", PREFIX + "/users", access.list_users, ADMINS),
+    Route("POST", PREFIX + "/users", access.add_user, ADMINS, body=_USER, status=(201,)),
+    Route("GET", PREFIX + "/tokens", access.list_tokens, ADMINS),
+    Route("POST", PREFIX + "/tokens", access.add_token, ADMINS, body=_TOKEN, status=(201,)),
+    Route("DELETE", PREFIX + "/tokens/{token_id}", access.revoke_token, ADMINS, status=(204,)),
+)
+
+
+class _Watch:
+    """Counts what was answered, and starts and stops the service with the process."""
+
+    def __init__(self, deps: Deps, service: Service) -> None:
+        self._deps = deps
+        self._service = service
+
+    async def process_startup(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
+        """falcon's word for the first moment of the event loop."""
+        await self._service.start()
+
+    async def process_shutdown(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
+        """falcon's word for the last one."""
+        await self._service.stop()
+
+    async def process_response(
+        self, req: falcon.asgi.Request, resp: falcon.asgi.Response, _resource: object, _succeeded: bool
+    ) -> None:
+        """Count."""
+        resp.set_header("X-Content-Type-Options", "nosniff")
+        self._deps.metrics.requests.labels(req.method, req.uri_template or "none", str(resp.status_code)).inc()
+
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Application:
+    """The ASGI application. ``busy`` counts the requests that are not answered yet."""
+
+    def __init__(self, deps: Deps, service: Service) -> None:
+        self.service = service
+        self.busy = 0
+        self._falcon: Any = falcon.asgi.App(middleware=[_Watch(deps, service)])
+        errors.add_handlers(self._falcon)
+        by_path: dict[str, dict[str, Any]] = {}
+        for route in ROUTES:
+            by_path.setdefault(route.path, {})[f"on_{route.method.lower()}"] = responder(route, deps)
+        for path, responders in by_path.items():
+            self._falcon.add_route(path, SimpleNamespace(**responders))
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one request (or the lifespan)."""
+        if scope["type"] != "http":
+            await self._falcon(scope, receive, send)
+            return
+        scope["kolejka.receive"] = receive  # so that a handler that waits sees its caller leave
+        self.busy += 1
+        try:
+            await self._falcon(scope, receive, send)
+        finally:
+            self.busy -= 1
+
+
+def create_app(deps: Deps) -> Application:
+    """The application over these parts. It starts the service when the server's event loop starts."""
+    return Application(deps, Service(deps))

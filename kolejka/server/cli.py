@@ -1,0 +1,136 @@
+"""The command line ``kolejka-server``."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from kolejka.cli.doctor import report
+from kolejka.cli.options import main, settings_options
+from kolejka.common.checks import Check
+from kolejka.common.settings import ServerSettings
+from kolejka.common.units import parse_time, show_size
+
+
+@click.group()
+def command() -> None:
+    """Keep tasks, give them to nodes, keep results."""
+
+
+@command.command()
+@settings_options(ServerSettings)
+def runserver(server: ServerSettings) -> None:
+    """Serve until told to stop (SIGTERM, Ctrl-C).
+
+    The first start in an empty data folder makes the user `admin` and writes its token to admin.token there.
+    """
+    from kolejka.server.runserver import run_server
+
+    run_server(server)
+
+
+@command.group()
+def token() -> None:
+    """Tokens, on the server's own machine."""
+
+
+@token.command()
+@click.argument("user")
+@click.option("--role", default=None, help="client, node, inspector or admin; default: the user's own")
+@click.option("--name", default="", help="what it is for")
+@click.option("--expires", default=None, help="how long it is good, such as 30d; default: until it is revoked")
+@settings_options(ServerSettings)
+def create(server: ServerSettings, user: str, role: str | None, name: str, expires: str | None) -> None:
+    """Make a token while the server does not run, for an existing USER, and print it.
+
+    With a server that runs, use `kolejka-client token create`.
+    """
+    from kolejka.common.errors import InputError
+    from kolejka.server.auth.roles import Role
+    from kolejka.server.auth.tokens import issue
+    from kolejka.server.prepare import offline, prepare
+
+    if role is not None and role not in set(Role):
+        raise InputError(f"{role!r} is not one of {', '.join(Role)}", field="--role")
+    expires_s = parse_time(expires) if expires is not None else None
+    prepared = prepare(server, patience_s=0)
+    try:
+        made = offline(
+            server,
+            lambda db: issue(
+                db, user, role=Role(role) if role else None, name=name, now=time.time(), expires_s=expires_s
+            ),
+        )
+    finally:
+        os.close(prepared.lock)
+    click.echo(made[1])
+
+
+@command.command()
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@settings_options(ServerSettings)
+def doctor(server: ServerSettings, as_json: bool) -> int:
+    """Say what this machine lacks to be a server."""
+    return report(checks(server), as_json=as_json)
+
+
+def checks(settings: ServerSettings) -> list[Check]:
+    """What a server needs."""
+    return [_check_sqlite(), _check_folder(settings), _check_port(settings)]
+
+
+def _check_sqlite() -> Check:
+    try:
+        import cysqlite
+
+        from kolejka.server.storage.sqlite import SAFE_SQLITE
+    except ImportError as error:
+        return Check("sqlite", ok=False, message=f"{error.name} is not installed", cure="pip install 'kolejka[server]'")
+    safe = cysqlite.sqlite_version_info >= SAFE_SQLITE
+    return Check(
+        "sqlite", ok=safe, message=f"SQLite {cysqlite.sqlite_version}", cure=None if safe else "pip install -U cysqlite"
+    )
+
+
+def _check_folder(settings: ServerSettings) -> Check:
+    from kolejka.server.api.health import NEEDED_BYTES
+
+    path = Path(settings.data)
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        return Check(
+            "data folder", ok=False, message=f"{there} cannot be written", cure="choose another: --data FOLDER"
+        )
+    disk = os.statvfs(there)
+    free = disk.f_bavail * disk.f_frsize
+    return Check(
+        "data folder", ok=free > NEEDED_BYTES, message=f"{path}, {show_size(free)} free",
+        cure=None if free > NEEDED_BYTES else "make room, or choose another: --data FOLDER",
+    )  # fmt: skip
+
+
+def _check_port(settings: ServerSettings) -> Check:
+    from kolejka.server.prepare import running
+
+    where = f"{settings.host}:{settings.port}"
+    known = running(settings)
+    if known is not None:
+        return Check("server", ok=True, message=f"runs already: {known.get('url', 'it is starting')}")
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            door.bind((settings.host, settings.port))
+        except OSError as error:
+            return Check("server", ok=False, message=f"{where}: {error.strerror}", cure="choose another: --port PORT")
+    return Check("server", ok=True, message=f"{where} is free")
+
+
+def run() -> NoReturn:
+    """The program's entry point."""
+    main(command, "kolejka-server")

@@ -1,0 +1,82 @@
+"""What the server's parts share, made once and handed to each: no part asks a global for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from kolejka.common.settings import ServerSettings
+from kolejka.server.auth.tokens import Doorkeeper
+from kolejka.server.metrics import Metrics
+from kolejka.server.scheduling.claims import Classes, Moment, Rules
+from kolejka.server.storage.base import Announcement, Store
+from kolejka.server.storage.blob_folder import BlobFolder
+from kolejka.server.storage.sqlite import SqliteStore
+from kolejka.server.wakes import Wakes
+
+DATABASE: Final = "kolejka.sqlite"
+BLOBS: Final = "blobs"
+
+Clock = Callable[[], float]
+
+
+class Bridge:
+    """Carries announcements from the store's thread into the event loop. Before ``connect`` nobody waits for any."""
+
+    def __init__(self, wakes: Wakes) -> None:
+        self._wakes = wakes
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def connect(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """From now on deliver in this loop; ``None`` = to nobody."""
+        self._loop = loop
+
+    def __call__(self, announcements: Sequence[Announcement]) -> None:
+        """The store's listener."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._wakes.deliver, announcements)
+
+
+@dataclass(frozen=True)
+class Deps:
+    """The server's parts. ``clock`` gives seconds since the epoch, ``steady`` seconds that never jump; ``anchor`` is what
+    lies between the two at the start.
+    """
+
+    settings: ServerSettings
+    store: Store
+    blobs: BlobFolder
+    wakes: Wakes
+    bridge: Bridge
+    doorkeeper: Doorkeeper
+    metrics: Metrics
+    classes: Classes = field(default_factory=Classes)
+    clock: Clock = time.time
+    steady: Clock = time.monotonic
+    anchor: float = 0.0
+
+    def now(self) -> Moment:
+        """Now, on both clocks."""
+        return Moment(self.clock(), self.anchor + self.steady())
+
+    @property
+    def rules(self) -> Rules:
+        """The numbers that claims go by."""
+        return Rules(self.settings.heartbeat, self.settings.deadline_margin, self.settings.attempts)
+
+
+def open_deps(settings: ServerSettings, *, clock: Clock = time.time, steady: Clock = time.monotonic) -> Deps:
+    """Open the data folder of a server that was prepared (``prepare.prepare``)."""
+    wakes = Wakes()
+    bridge = Bridge(wakes)
+    store = SqliteStore(Path(settings.data) / DATABASE, bridge)
+    blobs = BlobFolder(Path(settings.data) / BLOBS)
+    return Deps(
+        settings, store, blobs, wakes, bridge, Doorkeeper(store, clock), Metrics(), clock=clock, steady=steady,
+        anchor=clock() - steady(),
+    )  # fmt: skip

@@ -1,0 +1,78 @@
+"""Putting a task: what the server makes of a spec before it accepts it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Final
+
+from kolejka.common.errors import InputError
+from kolejka.common.limits import Limits
+from kolejka.common.task import Retry, Task
+from kolejka.server.auth.tokens import Caller
+from kolejka.server.scheduling.match import Signature
+from kolejka.server.storage import blobs, tasks
+from kolejka.server.storage.base import Connection
+from kolejka.server.storage.tasks import NewTask
+
+_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: nothing that reads like something else
+
+
+def new_id(now: float) -> str:
+    """A task's id: 26 letters and digits that sort by time (48 bits of milliseconds, 80 random bits)."""
+    value = (int(now * 1000) << 80) | secrets.randbits(80)
+    return "".join(_ALPHABET[(value >> shift) & 31] for shift in range(125, -1, -5))
+
+
+@dataclass(frozen=True)
+class Intake:
+    """A spec that was accepted as such: limits final, files checked as far as they can be without the database."""
+
+    task: Task
+    signature: Signature
+    references: dict[str, str]
+    """name → blob"""
+
+
+def consider(task: Task, *, defaults: Limits, ceilings: Limits) -> Intake:
+    """Make a client's spec final. InputError names what a server cannot accept."""
+    if task.id is not None:
+        raise InputError("the server assigns the id; leave it out", field="id")
+    references = {}
+    for name, file in task.files.items():
+        if file.path is not None:
+            raise InputError(
+                "a local path means nothing to the server; upload the file and give its reference, or its content",
+                field=f"files.{name}",
+            )
+        if file.reference is not None:
+            references[name] = file.reference
+    task = task.replace(limits=task.limits.with_defaults(defaults).merge(ceilings))
+    return Intake(task, Signature.of(task), references)
+
+
+def put(db: Connection, intake: Intake, caller: Caller, key: str | None, now: float) -> tuple[str, bool]:
+    """Accept a task: its id, and whether it is new (it is not when the caller's idempotency key was used before).
+
+    InputError when there is no such queue, or a blob that this caller may not have.
+    """
+    if key is not None:
+        known = tasks.id_by_key(db, caller.user_id, key)
+        if known is not None:
+            return known, False
+    task = intake.task
+    tasks.check_queue(db, task.queue)
+    for name, sha in intake.references.items():
+        if not blobs.readable(db, sha, caller.user_id, node=False):
+            raise InputError(f"there is no blob {sha} of yours; upload it", field=f"files.{name}", code="blob_missing")
+    task = task.replace(id=new_id(now))
+    assert task.id is not None  # set just now
+    new = NewTask(
+        id=task.id, owner_id=caller.user_id, queue=task.queue, rank=-task.priority, signature=intake.signature.id,
+        signature_words=intake.signature.words, spec=json.dumps(task.to_json()), name=task.name, image=task.image,
+        labels=task.labels, retry=json.dumps(task.retry.to_json()) if task.retry != Retry() else None,
+        inputs=tuple(intake.references.values()), idempotency_key=key,
+    )  # fmt: skip
+    tasks.put(db, new, now)
+    return task.id, True

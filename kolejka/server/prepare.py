@@ -1,0 +1,148 @@
+"""Making a data folder ready: one server at a time, the newest schema, an admin who can come in.
+
+All of this happens before the first request, in the process that starts the server, so that what is wrong is one line
+on its standard error.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from kolejka.common.errors import InputError, NodeError
+from kolejka.common.files import read_json, replacing, sync_folder, write_json
+from kolejka.common.settings import ServerSettings
+from kolejka.server.auth.roles import Role
+from kolejka.server.auth.tokens import issue
+from kolejka.server.deps import BLOBS, DATABASE
+from kolejka.server.storage import users
+from kolejka.server.storage.base import Connection
+from kolejka.server.storage.blob_folder import BlobFolder
+from kolejka.server.storage.sqlite import SqliteStore, migrate
+
+ADMIN: Final = "admin"
+ADMIN_TOKEN: Final = "admin.token"
+SERVER_FILE: Final = "server.json"
+_LOCK: Final = "lock"
+_LOCK_PATIENCE_S: Final = 15.0
+"""A killed server's worker may need a moment to notice; then its lock is gone."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A folder that is ready, and the lock on it: held while ``lock`` is open in any process."""
+
+    lock: int
+    steps: tuple[str, ...]
+    new_admin: Path | None
+
+
+def prepare(settings: ServerSettings, *, patience_s: float = _LOCK_PATIENCE_S) -> Prepared:
+    """Lock the folder, migrate its database, and give an empty one its admin.
+
+    NodeError when another server uses it, or it cannot be used at all.
+    """
+    _check_tls(settings)
+    data = Path(settings.data)
+    try:
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (data / BLOBS).mkdir(exist_ok=True, mode=0o700)
+        lock = os.open(data / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise NodeError(f"cannot be used as the server's folder: {error.strerror}", field=str(data)) from None
+    _take(lock, data, patience_s)
+    steps = migrate(data / DATABASE)
+    os.chmod(data / DATABASE, 0o600)
+    BlobFolder(data / BLOBS).sweep()
+    return Prepared(lock, tuple(steps), _first_admin(settings))
+
+
+def _check_tls(settings: ServerSettings) -> None:
+    if bool(settings.certificate) != bool(settings.key):
+        raise InputError("TLS needs both a certificate and its key; give --certificate and --key")
+    for name in ("certificate", "key"):
+        path = getattr(settings, name)
+        if path and not os.access(path, os.R_OK):
+            raise InputError(f"{path} cannot be read", field=f"--{name}")
+
+
+def _take(lock: int, data: Path, patience_s: float) -> None:
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.1)
+                continue
+            os.close(lock)
+            raise NodeError(
+                "another server uses this folder; stop it, or give --data another", field=str(data)
+            ) from None
+        return
+
+
+def _first_admin(settings: ServerSettings) -> Path | None:
+    """Where nobody is known, a user ``admin`` and the token that opens everything, for its owner's eyes only.
+
+    The token is on disk before the database knows it: a crash between leaves a token that opens nothing, and the next
+    start makes another.
+    """
+    path = Path(settings.data) / ADMIN_TOKEN
+
+    def work(db: Connection) -> bool:
+        if users.list_users(db):
+            return False
+        users.add_user(db, ADMIN, Role.ADMIN.value, time.time())
+        _, token, _ = issue(db, ADMIN, role=Role.ADMIN, name="made at the first start", now=time.time())
+        with replacing(path, mode=0o600, durable=True) as sink:
+            sink.write(token.encode() + b"\n")
+        return True
+
+    return path if offline(settings, work) else None
+
+
+def offline(settings: ServerSettings, work: Callable[[Connection], Any]) -> Any:
+    """Do one work on the database of a server that does not run (the caller holds its lock)."""
+    store = SqliteStore(Path(settings.data) / DATABASE)
+    try:
+        return store.write(work).result()
+    finally:
+        store.close()
+
+
+def announce(settings: ServerSettings, url: str, pid: int) -> None:
+    """Say where the server is, for scripts: ``server.json`` exists while it is ready."""
+    write_json(Path(settings.data) / SERVER_FILE, {"url": url, "pid": pid})
+
+
+def retract(settings: ServerSettings, pid: int) -> None:
+    """The server of this process id is no more."""
+    path = Path(settings.data) / SERVER_FILE
+    with suppress(InputError, AttributeError, FileNotFoundError):  # somebody else's, or none
+        if read_json(path).get("pid") == pid:
+            path.unlink()
+            sync_folder(path.parent)
+
+
+def running(settings: ServerSettings) -> dict[str, Any] | None:
+    """What a server that runs on this folder announced; ``None`` when none does."""
+    data = Path(settings.data)
+    try:
+        with open(data / _LOCK, "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        with suppress(InputError, json.JSONDecodeError):  # it is about to start
+            found: dict[str, Any] = read_json(data / SERVER_FILE)
+            return found
+        return {}

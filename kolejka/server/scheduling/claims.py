@@ -1,0 +1,363 @@
+"""Claims, heartbeats, results: where the words of nodes meet the database. Each function is one transaction.
+
+A claim gives each task it takes a *lease*, a number that only grows. Heartbeat, result and release must show it. A
+lease is good while its row stands in ``leases``; whoever ends the attempt (a result, the rescue, a release) removes the
+row, so exactly one of them wins and every later word about that lease is a Conflict that changes nothing. A result that
+is repeated word for word is answered the same again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from kolejka.common.errors import Conflict, InputError, NotFound
+from kolejka.common.limits import Limits
+from kolejka.common.result import Outcome, Result
+from kolejka.common.states import AttemptState, TaskState
+from kolejka.common.task import Retry
+from kolejka.server.scheduling.choose import Group, choose
+from kolejka.server.scheduling.match import Offer, Signature, can_ever_run
+from kolejka.server.scheduling.rescue import Loss, Next, Watched, after_loss, after_result, loss
+from kolejka.server.storage import blobs, leases, nodes, tasks
+from kolejka.server.storage.base import CancelAsked, Connection, TaskWaiting
+from kolejka.server.storage.leases import Held
+from kolejka.server.storage.nodes import NodeWords
+
+_REMEMBERED = 100_000
+_RELEASED = "released"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A node's request: at most ``slots`` tasks of ``queues`` (none named: all) that fit its offer."""
+
+    user_id: int
+    words: NodeWords
+    offer: Offer
+    slots: int
+    queues: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Given:
+    """A task that was given, with the lease to run it."""
+
+    lease: int
+    task_id: str
+    owner: str
+    spec: dict[str, Any]
+    deadline_s: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The object form."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """The answer to a claim."""
+
+    given: tuple[Given, ...] = ()
+    cancel: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The answer to a heartbeat: leases that are lost, and those whose tasks are to be stopped."""
+
+    lost: tuple[int, ...]
+    cancel: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The server's numbers. Times in seconds."""
+
+    heartbeat_s: float = 60.0
+    deadline_margin_s: float = 120.0
+    attempts: int = 5
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Now, on two clocks, both in seconds since the epoch.
+
+    ``wall`` is for records. ``steady`` starts at the same value with the process and never jumps: leases go by it, so
+    that a clock that is set, or a machine that sleeps, loses nobody's attempts.
+    """
+
+    wall: float
+    steady: float
+
+
+@dataclass(frozen=True)
+class Rescued:
+    """A lost attempt and what became of its task."""
+
+    lease: int
+    task_id: str
+    node: str
+    why: str
+    then: Next
+
+
+@dataclass
+class Classes:
+    """What is known of signatures and of which node could ever run which: both never change, so nothing goes stale.
+
+    A signature's id derives from its words, and a node is remembered under its tags and amounts.
+    """
+
+    _signatures: dict[int, Signature] = field(default_factory=dict)
+    _fits: defaultdict[tuple[frozenset[str], str], dict[int, bool]] = field(default_factory=lambda: defaultdict(dict))
+    _size: int = 0
+
+    def signature(self, db: Connection, signature: int) -> Signature:
+        """The signature of an id."""
+        known = self._signatures.get(signature)
+        if known is None:
+            known = Signature.parse(tasks.signature_words(db, signature))
+            self.learn(known)
+        return known
+
+    def learn(self, signature: Signature) -> None:
+        """Remember a signature that was made here."""
+        if len(self._signatures) >= _REMEMBERED:
+            self._signatures.clear()
+        self._signatures[signature.id] = signature
+
+    def known(self, signature: int) -> Signature | None:
+        """The signature of an id, if it was met before."""
+        return self._signatures.get(signature)
+
+    def node(self, offer: Offer) -> dict[int, bool]:
+        """Signature → whether a node with these tags and amounts could ever run it, as far as it was asked."""
+        if self._size >= _REMEMBERED:
+            self._fits.clear()
+            self._size = 0
+        self._size += 1
+        return self._fits[offer.tags, json.dumps(offer.total.to_json())]
+
+
+def claim(db: Connection, request: Claim, rules: Rules, classes: Classes, now: Moment) -> Claimed:
+    """Give the node what fits it best. NotAllowed when its name belongs to another user."""
+    node = request.words.name
+    nodes.heard(db, request.words, request.user_id, now.wall)
+    cancel = tuple(leases.cancelled(db, node))
+    if leases.exclusive_on(db, node):
+        return Claimed(cancel=cancel)
+    groups = _possible(db, request, classes)
+    if not groups:
+        return Claimed(cancel=cancel)
+    chosen = choose(
+        groups,
+        lambda group, count: tasks.oldest(db, group.queue, group.signature.id, group.rank, group.owner, count),
+        free=request.offer.free,
+        slots=request.slots,
+        idle=request.offer.idle and not leases.any_on(db, node),
+        running=leases.running_by_owner(db),
+    )
+    given = [_give(db, choice.number, choice.group, node, rules, now) for choice in chosen]
+    return Claimed(tuple(given), cancel)
+
+
+def _possible(db: Connection, request: Claim, classes: Classes) -> list[Group]:
+    """The classes of waiting tasks that the node could ever run."""
+    fits = classes.node(request.offer)
+    found = []
+    for queue, signature_id, rank, owner, first in tasks.waiting_groups(db):
+        if request.queues and queue not in request.queues:
+            continue
+        possible = fits.get(signature_id)
+        if possible is None:
+            signature = classes.signature(db, signature_id)
+            possible = fits[signature_id] = can_ever_run(signature, request.offer.tags, request.offer.total)
+        if possible:
+            found.append(Group(queue, classes.signature(db, signature_id), rank, owner, first))
+    return found
+
+
+def _give(db: Connection, number: int, group: Group, node: str, rules: Rules, now: Moment) -> Given:
+    spec = tasks.spec(db, number)
+    time_s = spec.get("limits", {}).get("time")
+    deadline_s = None if time_s is None else time_s + rules.deadline_margin_s
+    lease = leases.begin(
+        db, number, group.owner, node, exclusive=group.signature.exclusive, wall=now.wall, steady=now.steady,
+        deadline_s=deadline_s,
+    )  # fmt: skip
+    moved = tasks.move(db, number, TaskState.RUNNING, lease=lease, node=node, started_at=now.wall)
+    assert moved  # it was seen waiting in this transaction
+    owner = db.row("SELECT name FROM users WHERE id = ?", group.owner)
+    assert owner is not None  # users are never deleted
+    return Given(lease, spec["id"], owner[0], spec, deadline_s)
+
+
+def heartbeat(db: Connection, words: NodeWords, user_id: int, held: Collection[int], now: Moment) -> Beat:
+    """Renew the leases a node says it holds; tell those it has lost and those whose tasks are to be stopped."""
+    nodes.heard(db, words, user_id, now.wall)
+    kept = leases.renew(db, words.name, held, now.steady)
+    return Beat(
+        lost=tuple(lease for lease in held if lease not in kept),
+        cancel=tuple(lease for lease in leases.cancelled(db, words.name) if lease in kept),
+    )
+
+
+def fingerprint(result: Result) -> str:
+    """What tells whether a repeated result is the same."""
+    return hashlib.sha256(json.dumps(result.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+def _show_lease(db: Connection, lease: int, user_id: int) -> Held:
+    """The attempt behind a lease. NotFound when it is another user's, Conflict when there is none (any more)."""
+    held = leases.held(db, lease) if lease < 1 << 62 else None
+    if held is None:
+        raise Conflict(f"the lease {lease} is not held by anybody; throw its result away")
+    if held.user_id != user_id:
+        raise NotFound(f"there is no lease {lease}")
+    return held
+
+
+def accept(db: Connection, lease: int, user_id: int, result: Result, now: Moment) -> tuple[Held, str]:
+    """Take a result: the attempt's, and the task's new state.
+
+    Conflict when the lease was overtaken, NotFound when another user's node holds it, InputError when the result is
+    another task's or refers to bytes that this node has not stored.
+    """
+    held = _show_lease(db, lease, user_id)
+    if result.id not in {None, held.task_id}:
+        raise InputError(f"the lease {lease} is for the task {held.task_id}", field="id")
+    result = result.replace(id=held.task_id)
+    digest = fingerprint(result)
+    if held.state != AttemptState.RUNNING:
+        if held.result_hash == digest and held.task_state is not None:
+            return held, held.task_state
+        raise Conflict(f"the lease {lease} was overtaken; throw its result away")
+    _check_manifest(db, held, result)
+    retry = _retry(held.retry)
+    then = after_result(result.outcome, retries=held.retries, retry=retry, cancelled=held.cancelled)
+    state = TaskState.WAITING if then is Next.WAIT else TaskState.DONE
+    leases.end(
+        db, lease, state=AttemptState.DONE, now=now.wall, outcome=result.outcome.value, message=result.message,
+        result_hash=digest, task_state=state.value,
+    )  # fmt: skip
+    tasks.account(
+        db, lease, held.task_id, held.owner_id, held.queue, held.node, held.started_at, now.wall, result
+    )  # fmt: skip
+    if then is Next.WAIT:
+        _wait_again(db, held, retries=held.retries + 1)
+    else:
+        blobs.refer(db, held.number, {entry.sha256 for entry in result.manifest.values()}, "output")
+        tasks.finish(db, held.number, held.task_id, result, now.wall)
+    return held, state.value
+
+
+def _check_manifest(db: Connection, held: Held, result: Result) -> None:
+    """Every file of the result is a blob that the node stored or was given, of the size it says."""
+    if not result.manifest:
+        return
+    wanted = {entry.sha256 for entry in result.manifest.values()}
+    sizes = blobs.granted_sizes(db, wanted, held.user_id, number=held.number)
+    for name, entry in result.manifest.items():
+        if entry.sha256 not in sizes:
+            raise InputError(
+                f"the blob {entry.sha256} was not uploaded; put it first", field=f"manifest.{name}", code="blob_missing"
+            )
+        if sizes[entry.sha256] != entry.size:
+            raise InputError(
+                f"the blob has {sizes[entry.sha256]} bytes, not {entry.size}", field=f"manifest.{name}.size"
+            )
+
+
+def _retry(words: str | None) -> Retry:
+    if words is None:
+        return Retry()
+    data = json.loads(words)
+    return Retry(data["max"], tuple(data["on"]))
+
+
+def _wait_again(db: Connection, held: Held, **columns: object) -> None:
+    moved = tasks.move(db, held.number, TaskState.WAITING, lease=None, node=None, started_at=None, **columns)
+    assert moved  # its attempt was running until this transaction
+    db.announce(TaskWaiting(held.queue, held.signature))
+
+
+def release(db: Connection, lease: int, user_id: int, message: str, now: Moment) -> tuple[Held, str]:
+    """A node gives an attempt back that it has not started: no loss. Conflict when the lease was overtaken."""
+    held = _show_lease(db, lease, user_id)
+    if held.state != AttemptState.RUNNING:
+        if held.outcome == _RELEASED and held.task_state is not None:
+            return held, held.task_state
+        raise Conflict(f"the lease {lease} was overtaken")
+    state = TaskState.DONE if held.cancelled else TaskState.WAITING
+    leases.end(
+        db, lease, state=AttemptState.LOST, now=now.wall, outcome=_RELEASED, message=message, task_state=state.value
+    )  # fmt: skip
+    if held.cancelled:
+        _finish_without_result(db, held.number, held.task_id, Outcome.CANCELLED, "cancelled before it started", now)
+    else:
+        _wait_again(db, held)
+    return held, state.value
+
+
+def _finish_without_result(
+    db: Connection, number: int, task_id: str, outcome: Outcome, message: str, now: Moment
+) -> None:
+    limits = Limits.parse(tasks.spec(db, number).get("limits", {}))
+    tasks.finish(db, number, task_id, Result(outcome, id=task_id, limits=limits, message=message), now.wall)
+
+
+def cancel(db: Connection, found: tasks.Found, now: Moment) -> None:
+    """End a waiting task at once; ask for the end of a running one. Conflict when it is done."""
+    if found.state is TaskState.DONE:
+        raise Conflict("this task is done; there is nothing to cancel")
+    if found.state is TaskState.WAITING:
+        _finish_without_result(db, found.number, found.id, Outcome.CANCELLED, "cancelled before it started", now)
+        return
+    db.run("UPDATE tasks SET cancel_at = COALESCE(cancel_at, ?) WHERE number = ?", now.wall, found.number)
+    row = db.row("SELECT node FROM leases WHERE number = ?", found.number)
+    if row is not None:
+        db.announce(CancelAsked(row[0]))
+
+
+def rescue(db: Connection, rules: Rules, now: Moment) -> list[Rescued]:
+    """Take back every attempt on which a clock has run out."""
+    rescued = []
+    silent_before = now.steady - rules.heartbeat_s
+    for lease, heartbeat_at, deadline_at in leases.watched(db, silent_before=silent_before, now=now.steady):
+        why = loss(Watched(heartbeat_at, deadline_at), now=now.steady, heartbeat_s=rules.heartbeat_s)
+        held = leases.held(db, lease)
+        if why is not None and held is not None:
+            rescued.append(_take_back(db, held, why, rules, now))
+    return rescued
+
+
+def _take_back(db: Connection, held: Held, why: Loss, rules: Rules, now: Moment) -> Rescued:
+    losses = held.losses + 1
+    then = after_loss(losses=losses, cap=rules.attempts, retry=_retry(held.retry), cancelled=held.cancelled)
+    state = TaskState.WAITING if then is Next.WAIT else TaskState.DONE
+    leases.end(
+        db, held.lease, state=AttemptState.LOST, now=now.wall, outcome=None, message=why.value, task_state=state.value
+    )
+    if then is Next.WAIT:
+        _wait_again(db, held, losses=losses)
+    elif then is Next.CANCELLED:
+        _finish_without_result(
+            db, held.number, held.task_id, Outcome.CANCELLED, f"cancelled; then {why} ({held.node})", now
+        )
+    else:
+        db.run("UPDATE tasks SET losses = ? WHERE number = ?", losses, held.number)
+        history = [entry for entry in leases.history(db, held.number) if entry["state"] == AttemptState.LOST]
+        told = "; ".join(f"{entry['node']}: {entry['message']}" for entry in history[-5:])
+        count = f"{losses} attempts were" if losses > 1 else "an attempt was"
+        _finish_without_result(db, held.number, held.task_id, Outcome.ERROR, f"{count} lost ({told})", now)
+    return Rescued(held.lease, held.task_id, held.node, why.value, then)
+
+
+def excuse(db: Connection, seconds: float) -> int:
+    """Move every attempt's clocks by the time in which the server heard nobody; how many attempts run."""
+    return leases.shift(db, seconds)

@@ -1,0 +1,210 @@
+"""The tables, as peewee models: what they hold and why they are cut so.
+
+``tasks`` is hot and narrow: what claims and listings touch. ``specs`` and ``results`` are cold and wide. ``leases``
+holds only what runs now: a heartbeat changes one narrow row that stands in no index by what changes. ``attempts`` gives
+the lease numbers (``AUTOINCREMENT``: they only grow, even after deletion) and keeps the history. ``accounting`` outlives
+the task. Times are seconds since the epoch.
+
+Keys, indexes and constraints stand in the migrations, which make the tables; a test compares the columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peewee as p
+
+
+class Table(p.Model):  # type: ignore[misc] # peewee has no types
+    """Base of all tables. Unbound: an engine runs a query, a model does not."""
+
+    class Meta:
+        """peewee's own."""
+
+        legacy_table_names = False
+
+
+class Users(Table):
+    """Who may call."""
+
+    id = p.AutoField()
+    name = p.TextField()
+    role = p.TextField()
+    created_at = p.FloatField()
+
+
+class Tokens(Table):
+    """What a caller shows: only its SHA-256 is kept."""
+
+    id = p.AutoField()
+    user_id = p.IntegerField()
+    role = p.TextField()
+    name = p.TextField()
+    hash = p.TextField()
+    created_at = p.FloatField()
+    expires_at = p.FloatField(null=True)
+
+
+class Queues(Table):
+    """Where tasks wait."""
+
+    name = p.TextField(primary_key=True)
+    state = p.TextField()
+
+
+class Signatures(Table):
+    """What a class of tasks asks of a node. ``id`` derives from ``words``, so it is the same wherever it is computed."""
+
+    id = p.BigIntegerField(primary_key=True)
+    words = p.TextField()
+
+
+class Tasks(Table):
+    """Where each task is. ``number`` is the order of arrival; ``rank`` is the negated priority: less goes first."""
+
+    number = p.AutoField()
+    id = p.TextField()
+    owner_id = p.IntegerField()
+    state = p.TextField()
+    queue = p.TextField()
+    signature_id = p.BigIntegerField()
+    rank = p.IntegerField()
+    created_at = p.FloatField()
+    started_at = p.FloatField(null=True)
+    finished_at = p.FloatField(null=True)
+    cancel_at = p.FloatField(null=True)
+    lease = p.IntegerField(null=True)
+    node = p.TextField(null=True)
+    outcome = p.TextField(null=True)
+    verdict = p.TextField(null=True)
+    exit_code = p.BigIntegerField(null=True)
+    losses = p.IntegerField(default=0)
+    retries = p.IntegerField(default=0)
+    retry = p.TextField(null=True)
+    idempotency_key = p.TextField(null=True)
+
+
+class Specs(Table):
+    """What each task is: its JSON, and what listings show or filter by."""
+
+    number = p.IntegerField(primary_key=True)
+    spec = p.TextField()
+    name = p.TextField(null=True)
+    image = p.TextField(null=True)
+    labels = p.TextField(null=True)
+
+
+class Labels(Table):
+    """The labels again, to filter by."""
+
+    key = p.TextField()
+    value = p.TextField()
+    number = p.IntegerField()
+
+    class Meta:
+        """peewee's own."""
+
+        primary_key = p.CompositeKey("key", "value", "number")
+
+
+class Results(Table):
+    """How each done task ended: its JSON."""
+
+    number = p.IntegerField(primary_key=True)
+    result = p.TextField()
+
+
+class Attempts(Table):
+    """Each try at a task. ``task_state`` and ``result_hash`` let a repeated result be answered the same."""
+
+    lease = p.AutoField()
+    number = p.IntegerField()
+    node = p.TextField()
+    state = p.TextField()
+    started_at = p.FloatField()
+    finished_at = p.FloatField(null=True)
+    outcome = p.TextField(null=True)
+    message = p.TextField(null=True)
+    result_hash = p.TextField(null=True)
+    task_state = p.TextField(null=True)
+
+
+class Leases(Table):
+    """The attempts that run now."""
+
+    lease = p.IntegerField(primary_key=True)
+    number = p.IntegerField()
+    owner_id = p.IntegerField()
+    node = p.TextField()
+    exclusive = p.IntegerField()
+    heartbeat_at = p.FloatField()
+    deadline_at = p.FloatField(null=True)
+
+
+class Nodes(Table):
+    """The machines. A name belongs to the user that claimed under it first."""
+
+    name = p.TextField(primary_key=True)
+    user_id = p.IntegerField()
+    state = p.TextField()
+    tags = p.TextField()
+    total = p.TextField()
+    capacity = p.TextField()
+    first_seen = p.FloatField()
+    last_seen = p.FloatField()
+
+
+class Blobs(Table):
+    """The blobs whose bytes are on disk."""
+
+    sha = p.TextField(primary_key=True)
+    size = p.BigIntegerField()
+    created_at = p.FloatField()
+
+
+class Grants(Table):
+    """Who uploaded which blob, and so may have it."""
+
+    user_id = p.IntegerField()
+    sha = p.TextField()
+    created_at = p.FloatField()
+
+    class Meta:
+        """peewee's own."""
+
+        primary_key = p.CompositeKey("user_id", "sha")
+
+
+class BlobReferences(Table):
+    """Which task needs (``input``) or made (``output``) which blob."""
+
+    number = p.IntegerField()
+    sha = p.TextField()
+    kind = p.TextField()
+
+    class Meta:
+        """peewee's own."""
+
+        primary_key = p.CompositeKey("number", "sha", "kind")
+
+
+class Accounting(Table):
+    """What each finished attempt used; kept when the task is deleted. Seconds and bytes."""
+
+    lease = p.IntegerField(primary_key=True)
+    task_id = p.TextField()
+    owner_id = p.IntegerField()
+    queue = p.TextField()
+    node = p.TextField()
+    started_at = p.FloatField()
+    finished_at = p.FloatField()
+    outcome = p.TextField()
+    cpu = p.FloatField(null=True)
+    wall = p.FloatField(null=True)
+    memory_peak = p.BigIntegerField(null=True)
+
+
+TABLES: tuple[Any, ...] = (
+    Users, Tokens, Queues, Signatures, Tasks, Specs, Labels, Results, Attempts, Leases, Nodes, Blobs, Grants,
+    BlobReferences, Accounting,
+)  # fmt: skip

@@ -1,0 +1,279 @@
+"""Tasks: their states, specs, results, labels. ``move`` is the one place where a task changes its state."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kolejka.common.errors import InputError
+from kolejka.common.result import Result
+from kolejka.common.states import TASK_TRANSITIONS, TaskState
+from kolejka.server.storage.base import Connection, TaskDone, TaskWaiting
+from kolejka.server.storage.models import Labels, Specs, Tasks, Users
+
+
+@dataclass(frozen=True)
+class NewTask:
+    """A task to be put."""
+
+    id: str
+    owner_id: int
+    queue: str
+    rank: int
+    signature: int
+    signature_words: str
+    spec: str
+    name: str | None
+    image: str | None
+    labels: Mapping[str, str]
+    retry: str | None
+    inputs: tuple[str, ...]
+    idempotency_key: str | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A task's state, as one who asks about it needs it."""
+
+    number: int
+    id: str
+    owner_id: int
+    state: TaskState
+    queue: str
+    signature: int
+    rank: int
+    cancelled: bool
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a listing shows. ``after`` is the cursor of the page before."""
+
+    state: str | None = None
+    queue: str | None = None
+    name: str | None = None
+    owner: str | None = None
+    owner_id: int | None = None
+    labels: tuple[tuple[str, str], ...] = ()
+    after: int | None = None
+    limit: int = 100
+
+
+def put(db: Connection, task: NewTask, now: float) -> int:
+    """A new waiting task; its number."""
+    db.run(
+        "INSERT INTO signatures (id, words) VALUES (?, ?) ON CONFLICT (id) DO NOTHING",
+        task.signature, task.signature_words,
+    )  # fmt: skip
+    row = db.row(
+        "INSERT INTO tasks (id, owner_id, state, queue, signature_id, rank, created_at, retry, idempotency_key)"
+        " VALUES (?, ?, 'waiting', ?, ?, ?, ?, ?, ?) RETURNING number",
+        task.id, task.owner_id, task.queue, task.signature, task.rank, now, task.retry, task.idempotency_key,
+    )  # fmt: skip
+    assert row is not None  # RETURNING gives the row that was made
+    number = int(row[0])
+    db.run(
+        "INSERT INTO specs (number, spec, name, image, labels) VALUES (?, ?, ?, ?, ?)",
+        number, task.spec, task.name, task.image, json.dumps(dict(task.labels)) if task.labels else None,
+    )  # fmt: skip
+    for key, value in task.labels.items():
+        db.run("INSERT INTO labels (key, value, number) VALUES (?, ?, ?)", key, value, number)
+    for sha in set(task.inputs):
+        db.run("INSERT INTO blob_references (number, sha, kind) VALUES (?, ?, 'input')", number, sha)
+    db.announce(TaskWaiting(task.queue, task.signature))
+    return number
+
+
+def move(db: Connection, number: int, to: TaskState, **columns: object) -> bool:
+    """Bring a task to a state, other columns with it; False when its state does not allow that (somebody was faster)."""
+    origins = [state.value for state, targets in TASK_TRANSITIONS.items() if to in targets]
+    changes = ", ".join(f"{name} = ?" for name in columns)
+    allowed = ", ".join(f"'{origin}'" for origin in origins)
+    return bool(db.run(
+        f"UPDATE tasks SET state = ?{', ' + changes if changes else ''}"  # noqa: S608 column names of ours
+        f" WHERE number = ? AND state IN ({allowed})",
+        to.value, *columns.values(), number,
+    ))  # fmt: skip
+
+
+def finish(db: Connection, number: int, task_id: str, result: Result, now: float) -> None:
+    """The end of a task: its result is stored, and those who wait for it are told."""
+    moved = move(
+        db, number, TaskState.DONE, finished_at=now, outcome=result.outcome.value, verdict=result.limit,
+        exit_code=result.result,
+    )  # fmt: skip
+    assert moved  # the caller holds the attempt, or saw the task waiting, in this transaction
+    db.run("INSERT INTO results (number, result) VALUES (?, ?)", number, json.dumps(result.to_json()))
+    db.announce(TaskDone(task_id))
+
+
+def find(db: Connection, task_id: str) -> Found | None:
+    """A task by its id."""
+    row = db.row(
+        "SELECT number, id, owner_id, state, queue, signature_id, rank, cancel_at IS NOT NULL FROM tasks WHERE id = ?",
+        task_id,
+    )
+    if row is None:
+        return None
+    number, id_, owner_id, state, queue, signature, rank, cancelled = row
+    return Found(number, id_, owner_id, TaskState(state), queue, signature, rank, bool(cancelled))
+
+
+def id_by_key(db: Connection, owner_id: int, key: str) -> str | None:
+    """The task that this owner put under an idempotency key."""
+    row = db.row("SELECT id FROM tasks WHERE owner_id = ? AND idempotency_key = ?", owner_id, key)
+    return row[0] if row else None
+
+
+def spec(db: Connection, number: int) -> dict[str, Any]:
+    """A task's spec, limits final."""
+    row = db.row("SELECT spec FROM specs WHERE number = ?", number)
+    assert row is not None  # made and deleted with the task
+    found: dict[str, Any] = json.loads(row[0])
+    return found
+
+
+def result(db: Connection, number: int) -> dict[str, Any]:
+    """A done task's result."""
+    row = db.row("SELECT result FROM results WHERE number = ?", number)
+    assert row is not None  # a task is done when it has one
+    found: dict[str, Any] = json.loads(row[0])
+    return found
+
+
+def queue_exists(db: Connection, name: str) -> bool:
+    """Whether there is a queue of this name."""
+    return db.row("SELECT 1 FROM queues WHERE name = ?", name) is not None
+
+
+def queues(db: Connection) -> list[dict[str, Any]]:
+    """The queues, by name."""
+    return [{"name": name, "state": state} for name, state in db.rows("SELECT name, state FROM queues ORDER BY name")]
+
+
+def signature_words(db: Connection, signature: int) -> str:
+    """A signature's canonical text."""
+    row = db.row("SELECT words FROM signatures WHERE id = ?", signature)
+    assert row is not None  # made with the first task of its class, never deleted
+    return str(row[0])
+
+
+def waiting_groups(db: Connection) -> list[tuple[str, int, int, int, int]]:
+    """Queue, signature, rank, owner and oldest number of each class of waiting tasks.
+
+    A loose scan: one step through the index of the waiting per class, however many tasks are in it.
+    """
+    order = "queue, signature_id, rank, owner_id"
+    return [tuple(row) for row in db.rows(  # type: ignore[misc] # five columns, as selected
+        f"WITH RECURSIVE heads ({order}, number) AS ("  # noqa: S608 constants
+        f" SELECT * FROM (SELECT {order}, number FROM tasks WHERE state = 'waiting' ORDER BY {order}, number LIMIT 1) f"
+        f" UNION ALL SELECT t.queue, t.signature_id, t.rank, t.owner_id, t.number FROM heads h JOIN tasks t"
+        f" ON t.number = (SELECT n.number FROM tasks n WHERE n.state = 'waiting'"
+        f" AND (n.queue, n.signature_id, n.rank, n.owner_id) > (h.queue, h.signature_id, h.rank, h.owner_id)"
+        f" ORDER BY n.queue, n.signature_id, n.rank, n.owner_id, n.number LIMIT 1))"
+        f" SELECT {order}, number FROM heads"
+    )]  # fmt: skip
+
+
+def oldest(db: Connection, queue: str, signature: int, rank: int, owner_id: int, count: int) -> list[int]:
+    """Numbers of the oldest tasks of a class."""
+    return [row[0] for row in db.rows(
+        "SELECT number FROM tasks WHERE state = 'waiting' AND queue = ? AND signature_id = ? AND rank = ?"
+        " AND owner_id = ? ORDER BY number LIMIT ?",
+        queue, signature, rank, owner_id, count,
+    )]  # fmt: skip
+
+
+def ahead(db: Connection, task: Found) -> int:
+    """How many waiting tasks of its queue go before a task, fairness between owners aside."""
+    row = db.row(
+        "SELECT COUNT(*) FROM tasks WHERE state = 'waiting' AND queue = ? AND (rank < ? OR (rank = ? AND number < ?))",
+        task.queue, task.rank, task.rank, task.number,
+    )  # fmt: skip
+    return int(row[0]) if row else 0
+
+
+def depth(db: Connection) -> list[tuple[str, str, int]]:
+    """Queue, state and count of the tasks that wait or run."""
+    waiting = db.rows("SELECT queue, 'waiting', COUNT(*) FROM tasks WHERE state = 'waiting' GROUP BY queue")
+    running = db.rows(
+        "SELECT t.queue, 'running', COUNT(*) FROM leases l JOIN tasks t ON t.number = l.number GROUP BY t.queue"
+    )
+    return [(str(queue), str(state), int(count)) for queue, state, count in waiting + running]
+
+
+def _listed(**more: Any) -> Any:
+    return (
+        Tasks.select(
+            Tasks.number, Tasks.id, Tasks.state, Users.name.alias("owner"), Tasks.queue, Tasks.rank,
+            Specs.name.alias("name"), Specs.labels, Specs.image, Tasks.created_at, Tasks.started_at,
+            Tasks.finished_at, Tasks.outcome, Tasks.verdict, Tasks.exit_code, Tasks.node, Tasks.lease, Tasks.cancel_at,
+            *more.values(),
+        )
+        .join(Specs, on=Specs.number == Tasks.number)
+        .join(Users, on=Users.id == Tasks.owner_id)
+    )  # fmt: skip
+
+
+_SHOW = (
+    "SELECT t.number, t.id, t.state, u.name AS owner, t.queue, t.rank, s.name, s.labels, s.image, t.created_at,"
+    " t.started_at, t.finished_at, t.outcome, t.verdict, t.exit_code, t.node, t.lease, t.cancel_at, s.spec"
+    " FROM tasks t JOIN specs s ON s.number = t.number JOIN users u ON u.id = t.owner_id WHERE t.id = ?"
+)
+_SHOWN = (
+    "number", "id", "state", "owner", "queue", "rank", "name", "labels", "image", "created_at", "started_at",
+    "finished_at", "outcome", "verdict", "exit_code", "node", "lease", "cancel_at", "spec",
+)  # fmt: skip
+
+
+def show(db: Connection, task_id: str) -> dict[str, Any]:
+    """Everything a listing shows of one task, and its ``spec`` as text."""
+    row = db.row(_SHOW, task_id)
+    assert row is not None  # the caller has found it in this transaction
+    return dict(zip(_SHOWN, row, strict=True))
+
+
+def listing(db: Connection, filters: Filters) -> list[dict[str, Any]]:
+    """Tasks, newest first."""
+    query = _listed()
+    for column, value in (
+        (Tasks.state, filters.state), (Tasks.queue, filters.queue), (Specs.name, filters.name),
+        (Users.name, filters.owner), (Tasks.owner_id, filters.owner_id),
+    ):  # fmt: skip
+        if value is not None:
+            query = query.where(column == value)
+    if filters.after is not None:
+        query = query.where(Tasks.number < filters.after)
+    for key, value in filters.labels:
+        with_label = Labels.select(Labels.number).where((Labels.key == key) & (Labels.value == value))
+        query = query.where(Tasks.number.in_(with_label))
+    return db.select(query.order_by(Tasks.number.desc()).limit(filters.limit))
+
+
+def delete(db: Connection, number: int) -> None:
+    """Forget a task and its result. What it used stays in the accounting."""
+    for table in ("results", "specs", "labels", "blob_references", "attempts", "tasks"):
+        db.run(f"DELETE FROM {table} WHERE number = ?", number)  # noqa: S608 constants
+
+
+def account(
+    db: Connection, lease: int, task_id: str, owner_id: int, queue: str, node: str, started_at: float, now: float,
+    result: Result,
+) -> None:  # fmt: skip
+    """Record what an attempt used."""
+    stats = result.stats
+    db.run(
+        "INSERT INTO accounting (lease, task_id, owner_id, queue, node, started_at, finished_at, outcome, cpu, wall,"
+        " memory_peak) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        lease, task_id, owner_id, queue, node, started_at, now, result.outcome.value, stats.cpu.usage, stats.time,
+        stats.memory.max_usage,
+    )  # fmt: skip
+
+
+def check_queue(db: Connection, name: str) -> None:
+    """InputError when there is no such queue."""
+    if not queue_exists(db, name):
+        known = ", ".join(queue["name"] for queue in queues(db))
+        raise InputError(f"there is no queue {name!r}; the queues are {known}", field="queue")

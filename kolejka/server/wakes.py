@@ -1,0 +1,122 @@
+"""Those who wait: claims for tasks, callers for results. Nobody polls.
+
+The store announces after each commit what happened; ``deliver`` runs in the event loop and wakes just those concerned.
+A waiter registers *before* it looks at the database, so nothing falls between looking and waiting. A task that begins
+to wait wakes one claim whose node would take it; a claim that leaves without having used its wake-up hands it on.
+``close`` wakes everybody for good: the server stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from kolejka.server.storage.base import Announcement, CancelAsked, TaskDone, TaskWaiting
+
+
+@dataclass(eq=False)
+class Waiter:
+    """One who waits. ``woken`` is set when there is something to look at."""
+
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    pending: list[TaskWaiting] = field(default_factory=list)
+    node: str = ""
+    wants: Callable[[TaskWaiting], bool | None] = lambda _: False
+
+    def looked(self) -> None:
+        """What woke this waiter is being looked at."""
+        self.woken.clear()
+        self.pending.clear()
+
+
+async def wait(waiter: Waiter, timeout_s: float, gone: Callable[[], Awaitable[object]]) -> bool:
+    """Wait to be woken, at most ``timeout_s`` seconds, or until the caller is ``gone``: whether to look again."""
+    if waiter.woken.is_set():
+        return True
+    if timeout_s <= 0:
+        return False
+    waking = asyncio.ensure_future(waiter.woken.wait())
+    leaving = asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({waking, leaving}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        return waiter.woken.is_set() and not leaving.done()
+    finally:
+        waking.cancel()
+        leaving.cancel()
+
+
+class Wakes:
+    """Everybody who waits in this server. Used by the event loop's thread only."""
+
+    def __init__(self) -> None:
+        self._claims: dict[Waiter, None] = {}  # in the order in which they came
+        self._results: defaultdict[str, set[Waiter]] = defaultdict(set)
+        self.closing = False
+
+    @contextlib.contextmanager
+    def for_tasks(self, node: str, wants: Callable[[TaskWaiting], bool | None]) -> Iterator[Waiter]:
+        """A claim that waits for tasks its node ``wants`` (``None``: cannot tell), and for word that something of
+        ``node`` is cancelled.
+        """
+        waiter = Waiter(node=node, wants=wants)
+        self._claims[waiter] = None
+        try:
+            yield waiter
+        finally:
+            del self._claims[waiter]
+            self.deliver(list(waiter.pending))
+
+    @contextlib.contextmanager
+    def for_result(self, task_id: str) -> Iterator[Waiter]:
+        """A caller that waits for a task's result."""
+        waiter = Waiter()
+        self._results[task_id].add(waiter)
+        try:
+            yield waiter
+        finally:
+            self._results[task_id].discard(waiter)
+            if not self._results[task_id]:
+                del self._results[task_id]
+
+    def deliver(self, announcements: Sequence[Announcement]) -> None:
+        """Wake those whom these concern."""
+        for announcement in announcements:
+            match announcement:
+                case TaskDone(task_id):
+                    for waiter in self._results.get(task_id, ()):
+                        waiter.woken.set()
+                case CancelAsked(node):
+                    for waiter in self._claims:
+                        if waiter.node == node:
+                            waiter.woken.set()
+                case TaskWaiting():
+                    self._wake_one(announcement)
+
+    def _wake_one(self, announcement: TaskWaiting) -> None:
+        """The claim that waits longest among those that want it; one already awake comes to look anyway.
+
+        Those that cannot tell are all woken.
+        """
+        answers = [(waiter, waiter.wants(announcement)) for waiter in self._claims]
+        wanting = [waiter for waiter, wants in answers if wants]
+        chosen = next((w for w in wanting if not w.woken.is_set()), wanting[0] if wanting else None)
+        if chosen is not None:
+            chosen.pending.append(announcement)
+            chosen.woken.set()
+        for waiter, wants in answers:
+            if wants is None:
+                waiter.woken.set()
+
+    def close(self) -> None:
+        """Wake everybody; nobody waits here again."""
+        self.closing = True
+        for waiter in (*self._claims, *(w for waiters in self._results.values() for w in waiters)):
+            waiter.woken.set()
+
+    @property
+    def waiting_claims(self) -> int:
+        """How many claims wait."""
+        return len(self._claims)
