@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from kolejka.common.errors import Conflict, InputError, KolejkaError, NodeError, NotAllowed, NotFound, Unavailable
 from kolejka.common.limits import Limits
@@ -142,7 +142,7 @@ class _translated:  # noqa: N801 - reads as a statement: with _translated()
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, ObserverError):
             raise _ERRORS.get(error.code, NodeError)(error.message, field=error.field, code=error.code) from None
         if isinstance(error, OSError):

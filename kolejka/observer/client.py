@@ -17,15 +17,16 @@ import http.client
 import json
 import socket
 import threading
+from typing import Any, Dict, List, Optional, Tuple
 
 DEFAULT_SOCKET = "/run/kolejka/observer/socket"
 CONTENT_TYPE = "application/json; charset=utf-8"
 
 
 class ObserverError(Exception):
-    """The observer refused. ``status`` is the HTTP status, ``code`` a stable word, ``field`` the wrong field or None."""
+    """The observer refused: HTTP ``status``, ``code`` (a stable word), ``field`` (the wrong one, or None)."""
 
-    def __init__(self, message, status=0, code="error", field=None):
+    def __init__(self, message: str, status: int = 0, code: str = "error", field: Optional[str] = None) -> None:
         super().__init__(message)
         self.message = message
         self.status = status
@@ -36,11 +37,11 @@ class ObserverError(Exception):
 class _Connection(http.client.HTTPConnection):
     """HTTP over a unix socket."""
 
-    def __init__(self, path, timeout):
+    def __init__(self, path: str, timeout: float) -> None:
         super().__init__("kolejka-observer", timeout=timeout)
         self._path = path
 
-    def connect(self):
+    def connect(self) -> None:
         """Connect to the socket."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
@@ -58,22 +59,24 @@ class ObserverClient:
     OSError (ConnectionError, FileNotFoundError, TimeoutError, ...) when nobody answers.
     """
 
-    def __init__(self, socket_path=DEFAULT_SOCKET, timeout=60.0):
+    def __init__(self, socket_path: str = DEFAULT_SOCKET, timeout: float = 60.0) -> None:
         self.socket_path = socket_path
         self._connection = _Connection(socket_path, timeout)
         self._lock = threading.Lock()
 
-    def ping(self):
+    def ping(self) -> Dict[str, Any]:
         """The observer's own word about itself: {"status": "ok", "sessions": n}."""
         return self._request("GET", "/", None)
 
-    def open(self, limits=None, cpuset=None, bound=False):
+    def open(
+        self, limits: Optional[Dict[str, Any]] = None, cpuset: Optional[List[int]] = None, bound: bool = False
+    ) -> "Session":
         """Open a session: limits such as {"memory": "64M"}, cpuset a list of CPU numbers.
 
         ``bound``: kill and close it when this process dies. Otherwise it is closed when this process is dead and nobody
         is inside.
         """
-        fields = {}
+        fields = {}  # type: Dict[str, Any]
         if limits is not None:
             fields["limits"] = limits
         if cpuset is not None:
@@ -82,20 +85,20 @@ class ObserverClient:
             fields["bound"] = True
         return Session(self, self.post("/open", fields))
 
-    def session(self, id, secret):
+    def session(self, id: str, secret: str) -> "Session":
         """A session that somebody else opened."""
         return Session(self, {"session_id": id, "secret": secret})
 
-    def post(self, path, fields):
+    def post(self, path: str, fields: Dict[str, Any]) -> Dict[str, Any]:
         """One request; the answer as a dictionary. ObserverError when it is refused."""
         return self._request("POST", path, json.dumps(fields).encode("ascii"))
 
-    def close(self):
+    def close(self) -> None:
         """Close the connection. Sessions stay."""
         with self._lock:
             self._connection.close()
 
-    def _request(self, method, path, body):
+    def _request(self, method: str, path: str, body: Optional[bytes]) -> Dict[str, Any]:
         headers = {} if body is None else {"Content-Type": CONTENT_TYPE}
         with self._lock:
             reused = self._connection.sock is not None
@@ -107,10 +110,11 @@ class ObserverClient:
                     raise
                 # the observer had closed the idle connection, or was restarted
                 status, data = self._exchange(method, path, body, headers)
-            except BaseException as error:
+            except http.client.HTTPException as error:
                 self._connection.close()
-                if isinstance(error, http.client.HTTPException):
-                    raise ObserverError("this is not an observer: %s" % error)
+                raise ObserverError("this is not an observer: %s" % error) from None
+            except BaseException:
+                self._connection.close()
                 raise
         try:
             answer = json.loads(data.decode("utf-8")) if data else {}
@@ -119,14 +123,14 @@ class ObserverClient:
         if not isinstance(answer, dict):
             raise ObserverError("the answer is no JSON object", status)
         if status >= 400:
-            error = answer.get("error")
-            error = error if isinstance(error, dict) else {}
+            told = answer.get("error")
+            told = told if isinstance(told, dict) else {}
             raise ObserverError(
-                error.get("message", "HTTP status %d" % status), status, error.get("code", "error"), error.get("field")
+                told.get("message", "HTTP status %d" % status), status, told.get("code", "error"), told.get("field")
             )
         return answer
 
-    def _exchange(self, method, path, body, headers):
+    def _exchange(self, method: str, path: str, body: Optional[bytes], headers: Dict[str, str]) -> Tuple[int, bytes]:
         self._connection.request(method, path, body, headers)
         response = self._connection.getresponse()
         return response.status, response.read()
@@ -135,54 +139,54 @@ class ObserverClient:
 class Session:
     """One session. Used in a ``with`` block it is closed at the end."""
 
-    def __init__(self, client, answer):
+    def __init__(self, client: ObserverClient, answer: Dict[str, Any]) -> None:
         self._client = client
-        self.id = answer["session_id"]
-        self.secret = answer["secret"]
-        self.cgroup_parent = answer.get("cgroup_parent", "")
+        self.id = str(answer["session_id"])
+        self.secret = str(answer["secret"])
+        self.cgroup_parent = str(answer.get("cgroup_parent", ""))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return "<Session %s>" % self.id
 
-    def __enter__(self):
+    def __enter__(self) -> "Session":  # noqa: PYI034 - typing.Self is newer than the oldest Python this runs on
         return self
 
-    def __exit__(self, *details):
+    def __exit__(self, *details: object) -> None:
         self.close()
 
-    def attach(self, pid=None):
+    def attach(self, pid: Optional[int] = None) -> None:
         """Move the calling process, or ``pid`` where that is allowed, into the session."""
         self._post("/attach", {} if pid is None else {"pid": pid})
 
-    def detach(self):
+    def detach(self) -> None:
         """Move the calling process out of the session, to where it was."""
         self._post("/detach", {})
 
-    def limits(self, limits):
+    def limits(self, limits: Dict[str, Any]) -> None:
         """Set or change limits, such as {"memory": "64M", "time": "1s"}."""
         self._post("/limits", {"limits": limits})
 
-    def stats(self):
+    def stats(self) -> Dict[str, Any]:
         """What it used, and under "limit" what ended it. Answers for five minutes after close."""
         return self._post("/stats", {})
 
-    def freeze(self):
+    def freeze(self) -> None:
         """Stop every process."""
         self._post("/freeze", {})
 
-    def thaw(self):
+    def thaw(self) -> None:
         """Let every process go on."""
         self._post("/thaw", {})
 
-    def kill(self):
+    def kill(self) -> None:
         """Kill every process; the session stays open."""
         self._post("/kill", {})
 
-    def close(self):
+    def close(self) -> Dict[str, Any]:
         """Kill what is left, and remove the session. Returns the final stats."""
         return self._post("/close", {})
 
-    def _post(self, path, fields):
+    def _post(self, path: str, fields: Dict[str, Any]) -> Dict[str, Any]:
         fields["session_id"] = self.id
         fields["secret"] = self.secret
         return self._client.post(path, fields)

@@ -137,9 +137,8 @@ class Loop:
                     with suppress(BlockingIOError):  # rung once for several
                         os.eventfd_read(self._bell)
                     continue
-                callback = self._watched.get(descriptor)
-                if callback is not None:
-                    _logged(callback)
+                if (watcher := self._watched.get(descriptor)) is not None:
+                    _logged(watcher)
 
     def _take_due(self) -> list[Callback]:
         now, due = time.monotonic(), []
@@ -157,5 +156,5 @@ class Loop:
 def _logged(work: Callback) -> None:
     try:
         work()
-    except Exception:  # noqa: BLE001 - one session's trouble must not end the watch over all others
+    except Exception:
         logger.exception("event handler failed")

@@ -4,8 +4,8 @@ Everything the observer reads from, writes to, creates or removes in a control-g
 ``Door``, so that errors are named in one place and tests can put a recorded tree behind it.
 
 A file that is missing because the kernel is older is asked for with ``read_optional`` (its version stands where it is
-declared, see ``typed.py``). Every other missing file is a ``NodeError`` with path and cure. A *group* that is missing is
-``GroupGone``: somebody removed it, or it was never made.
+declared, see ``typed.py``). Every other missing file is a ``NodeError`` with path and cure. A *group* that is missing
+is ``GroupGone``: somebody removed it, or it was never made.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CURES: Final = (
 )
 _GONE: Final = (errno.ENODEV, errno.ENOENT)
 _BUSY_S: Final = 2.0
-"""How long ``remove`` waits for a group that is empty but still busy: the kernel lets go of dead tasks a little later."""
+"""How long ``remove`` waits for a group that is empty but busy: the kernel lets go of dead tasks a little later."""
 
 
 class KernelFileError(NodeError):

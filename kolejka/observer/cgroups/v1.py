@@ -84,6 +84,11 @@ class V1Tree(Tree):
                 hierarchy.use_hierarchy = True
 
     @cached_property
+    def counts_swap(self) -> bool:
+        """Whether this kernel counts swap (swapaccount=1)."""
+        return self.door.exists(os.fsencode(self.mounts["memory"].point) + b"/memory.memsw.limit_in_bytes")
+
+    @cached_property
     def cpuset_top(self) -> bytes:
         """Our folder among the CPU sets. NodeError where there are none."""
         if "cpuset" not in self.mounts:
@@ -168,7 +173,7 @@ class V1Tree(Tree):
             "CPUs can be pinned" if "cpuset" in self.mounts else "the limit cpus cannot be held",
             "mount the cpuset controller below /sys/fs/cgroup",
         )  # fmt: skip
-        swap = MemoryV1(GroupNode(self.door, os.fsencode(self.mounts["memory"].point))).memsw_limit is not None
+        swap = self.counts_swap
         yield Check(
             "swap accounting", swap or not swap_devices(),
             "swap can be limited" if swap else "off", "boot with swapaccount=1, or switch swap off",
@@ -197,12 +202,13 @@ class V1Group(Group):
     def __init__(self, tree: V1Tree, parent: V1Group | None, name: str) -> None:
         super().__init__(tree, parent, name)
         self._tree = tree
-        self._parent = parent
+        self.above = parent
         self._door = tree.door
         above = parent.folders if parent else tree.tops
         suffix = b"/" + os.fsencode(name)
         self.folders: dict[str, bytes] = {controller: folder + suffix for controller, folder in above.items()}
         self._main = self.folders[tree.primary]
+        self._fresh = False
 
     # one controller object per hierarchy, made when used
 
@@ -237,7 +243,7 @@ class V1Group(Group):
         if "cpuset" not in self._tree.mounts:
             return None
         while group is not None and not self._door.exists(group.cpuset_folder):
-            group = group._parent
+            group = group.above
         return group
 
     # the verbs
@@ -250,12 +256,13 @@ class V1Group(Group):
                 try:
                     new = self._door.make(folder)
                 except GroupGone:
-                    if self._parent is not None:
+                    if self.above is not None:
                         raise
                     self._tree.prepare()  # first group, or another registry just removed our folder as empty
                     new = self._door.make(folder)
                 if new:
                     made.append(folder)
+            self._fresh = True
         except NodeError:
             for folder in made:
                 self._door.remove(folder)
@@ -264,12 +271,13 @@ class V1Group(Group):
     def apply(self, limits: Limits, pin: Pin | None) -> None:
         """See ``Group``."""
         values = limits.values
+        fresh, self._fresh = self._fresh, False
         if "pids" in values:
             self._pids.max = int(values["pids"])
         if "memory" in values or "swap" in values:
             self._apply_memory(values.get("memory"), values.get("swap"))
         if pin is not None:
-            self._apply_pin(pin)
+            self._apply_pin(pin, fresh=fresh)
 
     def _apply_memory(self, memory: float | None, swap: float | None) -> None:
         limit = int(memory) if memory is not None else None
@@ -279,15 +287,15 @@ class V1Group(Group):
         if swap is None:
             self._set_memory(limit)
             return
-        if self._memory.memsw_limit is None:
+        if not self._tree.counts_swap:
             if swap_devices():
                 self._memory.memsw_limit = 0  # raises the error that names the file and the cure
             self._set_memory(limit)  # without any swap device there is nothing to limit
             return
         if limit is None:  # memory is not limited: what the machine has is the bound that changes nothing
             limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if swap == 0:
-            self._memory.swappiness = 0
+            if swap == 0:
+                self._memory.swappiness = 0
         together = limit + int(swap)
         try:
             self._set_memory(limit)
@@ -310,22 +318,35 @@ class V1Group(Group):
                 ) from None
             raise
 
-    def _apply_pin(self, pin: Pin) -> None:
-        holder = self.cpuset_holder()
-        lineage: list[V1Group] = []
-        group: V1Group | None = self
-        while group is not None:
-            lineage.insert(0, group)
-            group = group._parent
-        self._tree.fill_cpuset(self._tree.cpuset_top)
-        for group in lineage:
-            cpuset = self._tree.fill_cpuset(group.cpuset_folder)
+    def _apply_pin(self, pin: Pin, *, fresh: bool) -> None:
+        joining = fresh or self.cpuset_holder() is not self
+        if joining:
+            self._join_cpusets()
+        cpuset = CpuSetV1(GroupNode(self._door, self.cpuset_folder))
         cpuset.mems = pin.mems
         cpuset.cpus = pin.cpus
-        if holder is not self:  # whoever is in the session already joins
+        if joining and not fresh:  # whoever is in the session already joins
             for pid in self._pids.pids:
                 with suppress(NotFound):  # it ended meanwhile
                     write_pid(self._door, self.cpuset_folder, pid)
+
+    def _join_cpusets(self) -> None:
+        try:
+            if self.above is None:
+                self._door.make(self.cpuset_folder)
+                return
+        except GroupGone:  # first group there, or another registry just removed our folder as empty
+            self._tree.fill_cpuset(self._tree.cpuset_top)
+        lineage: list[V1Group] = []
+        group = self.above
+        while group is not None:
+            lineage.insert(0, group)
+            group = group.above
+        if lineage:
+            self._tree.fill_cpuset(self._tree.cpuset_top)
+        for outer in lineage:
+            self._tree.fill_cpuset(outer.cpuset_folder)
+        self._door.make(self.cpuset_folder)
 
     def attach(self, pid: int) -> None:
         """See ``Group``."""
@@ -383,17 +404,20 @@ class V1Group(Group):
 
     def _oom_kills(self) -> int | None:
         total = None
-        for folder in self._all(self.folders["memory"]):
+        own = self.folders["memory"]
+        for folder in self._all(own):
             with suppress(GroupGone):  # a container engine removed its group just now
-                kills = MemoryV1(GroupNode(self._door, folder)).oom_control.get("oom_kill")
+                memory = self._memory if folder is own else MemoryV1(GroupNode(self._door, folder))
+                kills = memory.oom_control.get("oom_kill")
                 total = total if kills is None else (total or 0) + kills
         return total
 
     def _fork_failures(self) -> int | None:
         total = None
-        for folder in self._all(self.folders["pids"]):
+        own = self.folders["pids"]
+        for folder in self._all(own):
             with suppress(GroupGone):  # a container engine removed its group just now
-                events = PidsFiles(GroupNode(self._door, folder)).events
+                events = (self._pids if folder is own else PidsFiles(GroupNode(self._door, folder))).events
                 total = total if events is None else (total or 0) + events.get("max", 0)
         return total
 

@@ -241,7 +241,7 @@ class V2Group(Group):
         self._tree = tree
         self._parent = parent
         self._door = tree.door
-        self.folder = (parent.folder if parent else tree.top) + b"/" + os.fsencode(name)
+        self.folder: bytes = (parent.folder if parent else tree.top) + b"/" + os.fsencode(name)
         self._node = GroupNode(self._door, self.folder)
         self._core = CoreV2(self._node)
 
