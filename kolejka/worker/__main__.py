@@ -1,0 +1,5 @@
+"""``python -m kolejka.worker`` is ``kolejka-worker``."""
+
+from kolejka.worker.cli import run
+
+run()

@@ -1,0 +1,232 @@
+"""Bringing back what a payload left: only after it is dead, only regular files, never led astray.
+
+The worker is root in a folder that a stranger could write. So nothing here follows a link: the tree is walked by
+descriptors, a file is opened without following and checked to be the regular file on the workspace's own file system
+that the walk saw. What is left out (links, FIFOs, sockets, devices, what exceeds a size limit, names that cannot stand
+in a result) is reported by name with the reason.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from kolejka.common.errors import InputError, NodeError
+from kolejka.common.files import CHUNK, check_name
+from kolejka.common.result import RESULT_FILE, ResultFile
+from kolejka.common.task import Collect
+from kolejka.worker.trees import MAX_DEPTH, Entry, walk
+
+MAX_SKIPPED: Final = 1000
+"""Names of left-out files that a result carries; the others are counted."""
+_KINDS: Final = (
+    (stat.S_ISLNK, "a symbolic link"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+@dataclass
+class Collection:
+    """What was brought back, and what was not and why."""
+
+    manifest: dict[str, ResultFile] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    skipped_more: int = 0
+
+    def skip(self, name: str, reason: str) -> None:
+        """Note a file that is left out."""
+        if name in self.skipped or len(self.skipped) < MAX_SKIPPED:
+            self.skipped.setdefault(name, reason)
+        else:
+            self.skipped_more += 1
+
+
+@cache
+def pattern(glob: str) -> re.Pattern[str]:
+    """A glob as a regular expression over whole names: ``*`` and ``?`` stay in a folder, ``**`` crosses folders.
+
+    ``**/`` matches no folder as well; a glob that names a folder matches all below it.
+    """
+    text, at = "", 0
+    while at < len(glob):
+        if glob.startswith("**/", at) and (at == 0 or glob[at - 1] == "/"):
+            text, at = text + "(?:.*/)?", at + 3
+        elif glob.startswith("**", at):
+            text, at = text + ".*", at + 2
+        elif glob[at] == "*":
+            text, at = text + "[^/]*", at + 1
+        elif glob[at] == "?":
+            text, at = text + "[^/]", at + 1
+        elif glob[at] == "[" and (end := glob.find("]", at + 2)) > 0:
+            inner = glob[at + 1 : end].replace("\\", "\\\\").replace("[", "\\[")
+            inner = "^" + inner[1:] if inner[0] == "!" else inner
+            text, at = f"{text}(?!/)[{inner}]", end + 1
+        else:
+            text, at = text + re.escape(glob[at]), at + 1
+    try:
+        return re.compile(f"(?s:{text.rstrip('/')}(?:/.*)?)\\Z")
+    except re.error:
+        return re.compile(f"(?s:{re.escape(glob)}(?:/.*)?)\\Z")
+
+
+def result_name(rule: Collect, name: str) -> str:
+    """The name in the result: ``strip`` leading folders gone, below ``prefix``. The file's own name always stays."""
+    parts = name.split("/")
+    kept = parts[min(rule.strip, len(parts) - 1) :]
+    return "/".join([*([rule.prefix] if rule.prefix else []), *kept])
+
+
+def selected(rules: Sequence[Collect], name: str, changed: Callable[[], bool]) -> Iterator[str]:
+    """The names under which a file of the workspace goes into the result."""
+    for rule in rules:
+        if not pattern(rule.glob).match(name) or any(pattern(glob).match(name) for glob in rule.exclude):
+            continue
+        if rule.changed and not changed():
+            continue
+        yield result_name(rule, name)
+
+
+def collect(
+    workspace: Path,
+    rules: Sequence[Collect],
+    result: Path,
+    *,
+    changed: Callable[[str, os.stat_result], bool] = lambda _name, _info: True,
+    taken: Mapping[str, str] | None = None,
+    max_size: int | None = None,
+) -> Collection:
+    """Bring the files that the rules select from ``workspace`` into ``result``.
+
+    ``taken`` maps names that the result has already to what they are (standard output); they win. Files are moved by
+    linking where both folders share a file system, else copied. More than ``max_size`` bytes are not brought.
+    NodeError when the result's folder cannot be written.
+    """
+    found = Collection()
+    if not rules:
+        return found
+    taken = {RESULT_FILE: "the result's own file", **(taken or {})}
+    device = workspace.stat().st_dev
+    left = max_size
+    for entry in walk(workspace):
+        info, name = entry.info, entry.name
+        if stat.S_ISDIR(info.st_mode):
+            if name.count("/") + 1 >= MAX_DEPTH and next(selected(rules, name + "/x", lambda: True), None):
+                found.skip(name, f"folders deeper than {MAX_DEPTH} are not entered")
+            continue
+        for target in selected(rules, name, lambda info=info, name=name: changed(name, info)):  # type: ignore[misc]
+            reason = _objection(info, target, device, taken, found)
+            if reason is None and left is not None and info.st_size > left:
+                reason = "over the size limit"
+            if reason is not None:
+                found.skip(name, reason)
+                continue
+            try:
+                found.manifest[target] = _bring(entry, result, target)
+            except FileNotFoundError:
+                found.skip(name, "vanished")
+            except OSError as error:
+                if error.errno in {errno.ELOOP, errno.ENXIO}:
+                    found.skip(name, "no regular file any more")
+                    continue
+                raise NodeError(f"{result / target}: cannot be written: {error.strerror}") from error
+            if left is not None:
+                left -= info.st_size
+    return found
+
+
+def _objection(
+    info: os.stat_result, target: str, device: int, taken: Mapping[str, str], found: Collection
+) -> str | None:
+    """Why a file cannot go into the result under that name, or None."""
+    for is_kind, words in _KINDS:
+        if is_kind(info.st_mode):
+            return f"{words}; only regular files are collected"
+    if info.st_dev != device:
+        return "on another file system"
+    if target in taken:
+        return f"its name {target!r} is taken by {taken[target]}"
+    if target in found.manifest:
+        return f"its name {target!r} is taken by another collected file"
+    parents = ["/".join(target.split("/")[:depth]) for depth in range(1, target.count("/") + 1)]
+    if any(parent in taken or parent in found.manifest for parent in parents):
+        return f"its name {target!r} lies below a file"
+    try:
+        check_name(target)
+    except InputError as error:
+        return error.message
+    return None
+
+
+def _bring(entry: Entry, result: Path, target: str) -> ResultFile:
+    """Move or copy one regular file; its size, mode and hash."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        source = os.open(entry.base, flags, dir_fd=entry.folder)
+    except PermissionError:
+        os.chmod(entry.base, 0o600, dir_fd=entry.folder)
+        source = os.open(entry.base, flags, dir_fd=entry.folder)
+    try:
+        info = os.fstat(source)
+        if (info.st_dev, info.st_ino) != (entry.info.st_dev, entry.info.st_ino) or not stat.S_ISREG(info.st_mode):
+            raise FileNotFoundError(entry.name)
+        mode = entry.info.st_mode & 0o755 | 0o600
+        path = result / target
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise FileExistsError(errno.EEXIST, "a folder has its name", str(path))
+        linked = info.st_nlink == 1 and _link(entry, path)
+        if linked:
+            os.fchown(source, os.geteuid(), os.getegid())
+            os.fchmod(source, mode)
+            digest = _digest(source, None)
+        else:
+            sink = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                digest = _digest(source, sink)
+                os.fchmod(sink, mode)
+            finally:
+                os.close(sink)
+        return ResultFile(info.st_size, f"{mode:04o}", digest)
+    finally:
+        os.close(source)
+
+
+def _link(entry: Entry, path: Path) -> bool:
+    try:
+        os.link(entry.base, path, src_dir_fd=entry.folder, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP}:
+            return False
+        raise
+    return True
+
+
+def _digest(source: int, sink: int | None) -> str:
+    """The SHA-256 of what ``source`` holds, copied to ``sink`` on the way; holes stay holes."""
+    digest = hashlib.sha256()
+    size = 0
+    while chunk := os.read(source, CHUNK):
+        digest.update(chunk)
+        size += len(chunk)
+        if sink is None:
+            continue
+        if chunk.count(0) == len(chunk):
+            os.lseek(sink, len(chunk), os.SEEK_CUR)
+            continue
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(sink, view) :]
+    if sink is not None:
+        os.ftruncate(sink, size)
+    return digest.hexdigest()

@@ -1,0 +1,58 @@
+"""What a worker is asked to do, as a value that travels between processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kolejka.common.limits import Limits
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task to run once on this node."""
+
+    task: Path
+    """folder with ``kolejka_task.json`` and the local files it names"""
+    result: Path
+    """folder for the result; made here, and so absent or empty before"""
+    blobs: Path | None = None
+    """folder in which a file given by ``{"reference": sha}`` is found as ``sha``"""
+    limits: Limits = field(default_factory=Limits)
+    """ceilings, merged by minimum with the task's own limits"""
+    runtime: str = "auto"
+    slot: int = 0
+    """the payload's user id on the host is ``first_uid + slot``"""
+    cpuset: tuple[int, ...] | None = None
+    """CPUs to pin the task to; ``None`` = the session picks as many as the limit ``cpus`` says"""
+    node: Mapping[str, Any] | None = None
+    """goes into the result's ``node``, where the runtime is added"""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as they go to a worker process."""
+        return {
+            "task": str(self.task),
+            "result": str(self.result),
+            "blobs": str(self.blobs) if self.blobs is not None else None,
+            "limits": self.limits.to_json(),
+            "runtime": self.runtime,
+            "slot": self.slot,
+            "cpuset": list(self.cpuset) if self.cpuset is not None else None,
+            "node": dict(self.node) if self.node is not None else None,
+        }
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Job:
+        """The inverse of ``to_json``."""
+        return cls(
+            task=Path(data["task"]),
+            result=Path(data["result"]),
+            blobs=Path(data["blobs"]) if data["blobs"] is not None else None,
+            limits=Limits.parse(data["limits"]),
+            runtime=data["runtime"],
+            slot=data["slot"],
+            cpuset=tuple(data["cpuset"]) if data["cpuset"] is not None else None,
+            node=data["node"],
+        )

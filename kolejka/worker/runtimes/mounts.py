@@ -1,0 +1,86 @@
+"""The few mounts a worker makes, in a mount namespace of its own: bounded memory file systems, and ways to its folders.
+
+A worker process leaves the host's mount namespace once, so that its mounts are seen by nobody else and vanish with it,
+however it dies. Namespaces belong to threads: whoever starts payloads from several threads has one for each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import threading
+from pathlib import Path
+from typing import Final
+
+from kolejka.common.errors import NodeError
+
+CLONE_NEWNS: Final = 0x00020000
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_BIND: Final = 0x1000
+MS_REC: Final = 0x4000
+MS_SLAVE: Final = 1 << 19
+MNT_DETACH: Final = 2
+
+STAGE: Final = Path("/run/kolejka/stage")
+"""An empty folder everywhere but in a worker's own namespace."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_own = threading.local()
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise NodeError(f"{what}: {os.strerror(code)}")
+
+
+def leave_host_namespace() -> None:
+    """Give this process (its one thread) a mount namespace of its own. Mounts of the host still arrive."""
+    if getattr(_own, "left", False):
+        return
+    _check(_libc.unshare(CLONE_NEWNS), "a mount namespace for the worker")
+    _check(_libc.mount(b"none", b"/", None, ctypes.c_ulong(MS_REC | MS_SLAVE), None), "a private mount tree")
+    _own.left = True
+
+
+def everybody_reaches(path: Path) -> bool:
+    """Whether every user of this machine may go to where ``path`` is."""
+    return all(folder.stat().st_mode & 0o001 for folder in path.resolve().parents)
+
+
+def reach(folder: Path) -> Path:
+    """A path by which every user gets to ``folder``, which itself lets everybody pass.
+
+    The folder's own path where that does; else, for root, a mount of it in a namespace of our own. NodeError when
+    neither can be had.
+    """
+    if os.geteuid() != 0 or everybody_reaches(folder):
+        return folder
+    known: dict[Path, Path] = _own.__dict__.setdefault("known", {})
+    if folder not in known:
+        leave_host_namespace()
+        if "staged" not in _own.__dict__:
+            STAGE.mkdir(parents=True, exist_ok=True)
+            mount_memory(STAGE, 1 << 20)
+            _own.staged = True
+        place = STAGE / hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+        place.mkdir(exist_ok=True)
+        flags = ctypes.c_ulong(MS_BIND | MS_REC)
+        _check(_libc.mount(os.fsencode(folder), os.fsencode(place), None, flags, None), f"{folder}: mounting it again")
+        known[folder] = place
+    return known[folder]
+
+
+def mount_memory(folder: Path, size: int) -> None:
+    """Mount a memory file system of ``size`` bytes (rounded up to pages) on a folder. NodeError when not allowed."""
+    flags = ctypes.c_ulong(MS_NOSUID | MS_NODEV)
+    options = f"size={max(size, 4096)},mode=0755".encode()
+    _check(_libc.mount(b"kolejka", os.fsencode(folder), b"tmpfs", flags, options), f"{folder}: mounting storage")
+
+
+def unmount(folder: Path) -> None:
+    """Take a mount down, even where something still holds it. A folder that is no mount is fine."""
+    if os.path.ismount(folder):
+        _check(_libc.umount2(os.fsencode(folder), MNT_DETACH), f"{folder}: unmounting")
