@@ -1,4 +1,4 @@
-"""What a cluster does for its users, beside running the examples: files of any size, requirements, cancels, restarts."""
+"""What a cluster does for its users, beside running the examples: big files, requirements, cancels, restarts."""
 
 from __future__ import annotations
 

@@ -41,8 +41,9 @@ def look() -> Traces:
     return Traces(_processes(), _groups(), _mounts())
 
 
-def left_behind(before: Traces, timeout_s: float = 10.0) -> list[str]:
+def left_behind(before: Traces) -> list[str]:
     """What the session made and did not take away, after a moment for those that are just leaving."""
+    timeout_s = float(os.environ.get("KOLEJKA_TEST_PATIENCE_S", "10"))
     with suppress(AssertionError):  # what is still there is the answer
         wait_until(lambda: not look().beyond(before), timeout_s)
     return look().beyond(before)
