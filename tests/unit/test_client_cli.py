@@ -361,6 +361,7 @@ def test_every_command_explains_itself() -> None:
     assert {"kolejka-client execute", "kolejka-client task why", "kolejka-client token revoke"} <= set(found)
     for path, node in found.items():
         assert node.help, path
+        assert "\\b" not in node.get_help(click.Context(node)), f"{path} keeps its examples' lines"
         for parameter in node.params:
             if isinstance(parameter, click.Option):
                 assert parameter.help, f"{path} {parameter.name}"

@@ -29,7 +29,7 @@ USER_COLUMNS = (("NAME", field("name")), ("ROLE", field("role")))
 @click.option("--forget", is_flag=True, help="forget the token that is kept for the server")
 @settings_options(ClientSettings, without=("timeout", "patience"))
 def login(client: ClientSettings, *, forget: bool) -> None:
-    r"""Keep a token for a server, so that all further commands find it.
+    """Keep a token for a server, so that all further commands find it.
 
     Asks for the token, or reads it from standard input or --token-file; it never stands on the command line, where
     others could see it. The token is tried before it is kept, in a file that only you can read.
@@ -80,7 +80,7 @@ def token() -> None:
 def create_token(
     client: KolejkaClient, *, user: str, role: str | None, name: str | None, expires: str | None, as_json: bool
 ) -> None:
-    r"""Make a token and print it. It is shown this once and cannot be shown again.
+    """Make a token and print it. It is shown this once and cannot be shown again.
 
     \b
     Example: a token for the foreman of a node

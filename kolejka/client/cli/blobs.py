@@ -27,7 +27,7 @@ def blob() -> None:
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @connected
 def put(client: KolejkaClient, files: Sequence[str]) -> None:
-    r"""Store files (`-` is standard input) and print their SHA-256, one a line. What the server has is not sent again.
+    """Store files (`-` is standard input) and print their SHA-256, one a line. What the server has is not sent again.
 
     \b
     Examples:

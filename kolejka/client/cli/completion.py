@@ -10,7 +10,7 @@ from click.shell_completion import get_completion_class
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    r"""Print a script that makes your shell complete these commands.
+    """Print a script that makes your shell complete these commands.
 
     \b
     bash:  kolejka-client completion bash > ~/.local/share/bash-completion/completions/kolejka-client

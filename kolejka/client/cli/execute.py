@@ -27,7 +27,7 @@ from kolejka.common.limits import Limits
 def execute(
     client: KolejkaClient, task_path: str, result_path: str, limits: Limits, *, as_json: bool, quiet: bool
 ) -> int:
-    r"""Run the task in the folder TASK and bring its result into the folder RESULT.
+    """Run the task in the folder TASK and bring its result into the folder RESULT.
 
     RESULT must not exist yet, or be empty. The command waits until the task is done, through a restart of the server
     too, and ends with the task's own exit code; or 124 when time ran out, 137 when memory did, 153 for other limits,

@@ -12,7 +12,7 @@ from kolejka.client.cli import access, blobs, completion, doctor, execute, nodes
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def command() -> None:
-    r"""Put tasks to a Kolejka server and get their results.
+    """Put tasks to a Kolejka server and get their results.
 
     A task is a folder with a kolejka_task.json; a result is a folder with a kolejka_result.json.
 

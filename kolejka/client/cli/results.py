@@ -29,7 +29,7 @@ def result() -> None:
 def get(
     client: KolejkaClient, id: str, result_path: str, *, wait: bool, timeout: str | None, as_json: bool, quiet: bool
 ) -> int:
-    r"""Bring the result of the task ID into the folder RESULT.
+    """Bring the result of the task ID into the folder RESULT.
 
     RESULT must not exist yet, or be empty. With --wait the command ends as `execute` does: with the task's exit code,
     or 124 (time), 137 (memory), 153 (another limit), 130 (cancelled), 125 (the server or the node failed, or --timeout

@@ -44,7 +44,7 @@ def task() -> None:
 @printed
 @connected
 def put(client: KolejkaClient, folders: Sequence[str], limits: Limits, output: Output) -> None:
-    r"""Put the tasks in the folders DIR... and print their ids, one a line.
+    """Put the tasks in the folders DIR... and print their ids, one a line.
 
     All folders are checked before the first task is put. Limits given here and limits of a task merge: the stricter
     holds.
@@ -80,7 +80,7 @@ def list_tasks(
     client: KolejkaClient, output: Output, *, state: str | None, queue: str | None, labels: Sequence[str],
     name: str | None, owner: str | None, limit: int, everything: bool,
 ) -> None:  # fmt: skip
-    r"""List tasks, newest first.
+    """List tasks, newest first.
 
     \b
     Examples:

@@ -1,0 +1,86 @@
+"""``kolejka``: all programs under one name.
+
+``up`` and ``doctor`` are its own. ``server``, ``foreman``, ``observer`` and ``worker`` become those programs; every
+other word is a command of ``kolejka-client``. Programs are started by the interpreter that runs this one; ``-P`` keeps
+the folder in which somebody happens to stand off the import path.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+import click
+
+from kolejka.cli.options import main
+
+PROGRAMS: Final = ("client", "server", "foreman", "observer", "worker")
+OWN: Final = ("up", "doctor")
+
+
+def program(name: str, *words: str) -> list[str]:
+    """The words that start ``kolejka-<name>``."""
+    return [sys.executable, "-P", "-m", f"kolejka.{name}", *words]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+def command() -> None:
+    """Kolejka: a strict, measured task system for clusters.
+
+    \b
+    Try it on this machine (as root):
+      kolejka up                                run a server, an observer and a foreman
+      kolejka execute examples/uname RESULT     run a task and bring its result, in another terminal
+
+    \b
+    Tasks and results, as in kolejka-client:
+      execute  task  result  blob  node  queue  login  whoami  token  user  completion
+
+    \b
+    The programs themselves (`kolejka worker --help` is `kolejka-worker --help`):
+      client  server  foreman  observer  worker
+    """
+
+
+@command.command("up")
+@click.option("--data", metavar="DIR", help="folder for all data and logs [default: the usual places]")
+@click.option("--port", metavar="PORT", help="port of the server; 0 = any free one [default: the server's setting]")
+@click.option("--no-node", is_flag=True, help="start the server only; needs no root")
+def up(data: str | None, port: str | None, *, no_node: bool) -> int:
+    """Run all of Kolejka on this machine: a server on the loopback, an observer and a foreman.
+
+    Says when everything is ready, and what to try first. Ctrl-C stops everything: running tasks get a moment to
+    finish. When one part dies, the others are stopped and its last words are shown; the logs stand below DIR/logs.
+    """
+    from kolejka.cli import up as starter
+
+    return starter.up(data=data, port=port, node=not no_node)
+
+
+@command.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="print JSON, for programs")
+def doctor(*, as_json: bool) -> int:
+    """Say what this machine has and lacks for every program, and what gives it. Ends with 1 if something is missing."""
+    from kolejka.cli.doctor import report
+    from kolejka.cli.doctor_all import checks
+
+    return report(checks(), as_json=as_json)
+
+
+def target(words: Sequence[str]) -> list[str] | None:
+    """The program that these words of the command line mean, or ``None`` where they mean this one."""
+    if not words or words[0] in OWN or words[0].startswith("-"):
+        return None
+    if words[0] in PROGRAMS:
+        return program(words[0], *words[1:])
+    return program("client", *words)
+
+
+def run() -> NoReturn:
+    """The program's entry point."""
+    other = target(sys.argv[1:])
+    if other is not None:
+        os.execv(other[0], other)
+    main(command, "kolejka")

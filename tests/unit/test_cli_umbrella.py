@@ -1,0 +1,84 @@
+"""``kolejka`` becomes the program that its words mean, and hears all doctors as one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kolejka.cli import doctor_all
+from kolejka.cli.umbrella import program, target
+
+KOLEJKA = Path(sys.executable).parent / "kolejka"
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["task", "list"], program("client", "task", "list")),
+        (["execute", "a", "b"], program("client", "execute", "a", "b")),
+        (["client", "task"], program("client", "task")),
+        (["server", "runserver"], program("server", "runserver")),
+        (["worker"], program("worker")),
+        (["foreman", "--help"], program("foreman", "--help")),
+        (["observer", "doctor"], program("observer", "doctor")),
+        (["up", "--data", "x"], None),
+        (["doctor"], None),
+        (["--help"], None),
+        ([], None),
+    ],
+)
+def test_words_mean_a_program(words: list[str], meant: list[str] | None) -> None:
+    assert target(words) == meant
+
+
+def test_the_folder_one_stands_in_is_no_place_for_imports(tmp_path: Path) -> None:
+    for name in ("click", "requests", "kolejka", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('hijacked')")
+    done = subprocess.run([KOLEJKA, "completion", "fish"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_umbrella_ends_as_its_program_does() -> None:
+    done = subprocess.run([KOLEJKA, "blob", "get", "xyz", "f"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_unknown_word_is_told_and_ends_with_2() -> None:
+    done = subprocess.run([KOLEJKA, "frobnicate"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "frobnicate" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def doctors(monkeypatch: pytest.MonkeyPatch, **codes: str) -> None:
+    monkeypatch.setattr(doctor_all, "program", lambda name, *words: [sys.executable, "-S", "-c", codes[name]])
+
+
+def test_all_doctors_are_heard_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = json.dumps([{"check": "x", "ok": True, "message": "fine", "cure": None, "required": True}])
+    two = json.dumps([{"check": "y", "ok": False, "message": "bad", "cure": "mend it"}])
+    doctors(
+        monkeypatch, client=f"print({one!r})", server=f"print({two!r}); raise SystemExit(1)",
+        foreman="import nothing_of_that_name", observer="raise ValueError('broken')", worker="print('no json')",
+    )  # fmt: skip
+    found = {check.check: check for check in doctor_all.checks(["client", "server", "foreman", "observer", "worker"])}
+    assert found["client: x"].ok
+    assert (found["server: y"].ok, found["server: y"].cure) == (False, "mend it")
+    assert (found["foreman"].ok, found["foreman"].required) == (False, False), "not installed is no fault"
+    assert "kolejka[node]" in str(found["foreman"].cure)
+    assert (found["observer"].ok, found["observer"].message) == (False, "its doctor fails: ValueError: broken")
+    assert found["observer"].required
+    assert not found["worker"].ok
+
+
+def test_a_doctor_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_all, "PATIENCE_S", 0.05)
+    doctors(monkeypatch, client="import threading; threading.Event().wait()")
+    (check,) = doctor_all.checks(["client"])
+    assert not check.ok
+    assert "does not answer" in check.message
