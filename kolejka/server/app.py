@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, Final
@@ -36,6 +38,8 @@ _RELEASE: Final = Body(lambda: nodes.RELEASE)
 _USER: Final = Body(lambda: access.USER)
 _TOKEN: Final = Body(lambda: access.TOKEN)
 _TEXT: Final = "text/plain"
+_FLUSH_S: Final = 0.05
+"""for the last answers' last bytes to leave the sockets' buffers"""
 
 
 async def get_openapi(_deps: Deps, _call: Call) -> Answer:
@@ -85,11 +89,11 @@ class _Watch:
         self._service = service
 
     async def process_startup(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
-        """falcon's word for the first moment of the event loop."""
+        """Falcon's word for the first moment of the event loop."""
         await self._service.start()
 
     async def process_shutdown(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
-        """falcon's word for the last one."""
+        """Falcon's word for the last one."""
         await self._service.stop()
 
     async def process_response(
@@ -105,11 +109,12 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class Application:
-    """The ASGI application. ``busy`` counts the requests that are not answered yet."""
+    """The ASGI application."""
 
     def __init__(self, deps: Deps, service: Service) -> None:
         self.service = service
-        self.busy = 0
+        self._busy = 0
+        self._nothing_left = asyncio.Event()
         self._falcon: Any = falcon.asgi.App(middleware=[_Watch(deps, service)])
         errors.add_handlers(self._falcon)
         by_path: dict[str, dict[str, Any]] = {}
@@ -124,11 +129,22 @@ class Application:
             await self._falcon(scope, receive, send)
             return
         scope["kolejka.receive"] = receive  # so that a handler that waits sees its caller leave
-        self.busy += 1
+        self._busy += 1
         try:
             await self._falcon(scope, receive, send)
         finally:
-            self.busy -= 1
+            self._busy -= 1
+            if not self._busy:
+                self._nothing_left.set()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until every request is answered, at most ``timeout_s`` seconds."""
+        with contextlib.suppress(TimeoutError):  # the rest is cut off
+            async with asyncio.timeout(timeout_s):
+                while self._busy:
+                    self._nothing_left.clear()
+                    await self._nothing_left.wait()
+        await asyncio.sleep(_FLUSH_S)
 
 
 def create_app(deps: Deps) -> Application:

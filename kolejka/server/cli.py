@@ -86,15 +86,11 @@ def checks(settings: ServerSettings) -> list[Check]:
 
 def _check_sqlite() -> Check:
     try:
-        import cysqlite
-
-        from kolejka.server.storage.sqlite import SAFE_SQLITE
+        from kolejka.server.storage.sqlite import is_safe, version
     except ImportError as error:
         return Check("sqlite", ok=False, message=f"{error.name} is not installed", cure="pip install 'kolejka[server]'")
-    safe = cysqlite.sqlite_version_info >= SAFE_SQLITE
-    return Check(
-        "sqlite", ok=safe, message=f"SQLite {cysqlite.sqlite_version}", cure=None if safe else "pip install -U cysqlite"
-    )
+    safe = is_safe()
+    return Check("sqlite", ok=safe, message=f"SQLite {version()}", cure=None if safe else "pip install -U cysqlite")
 
 
 def _check_folder(settings: ServerSettings) -> Check:

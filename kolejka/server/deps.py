@@ -44,8 +44,10 @@ class Bridge:
 
 @dataclass(frozen=True)
 class Deps:
-    """The server's parts. ``clock`` gives seconds since the epoch, ``steady`` seconds that never jump; ``anchor`` is what
-    lies between the two at the start.
+    """The server's parts.
+
+    ``clock`` gives seconds since the epoch, ``steady`` seconds that never jump; ``anchor`` lies between the two at
+    the start.
     """
 
     settings: ServerSettings

@@ -12,16 +12,20 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        own = {"registry": self._registry}
-        self.requests = Counter("kolejka_requests", "HTTP requests answered", ["method", "route", "status"], **own)
-        self.put = Counter("kolejka_tasks_put", "tasks accepted", **own)
-        self.given = Counter("kolejka_attempts_given", "attempts given to nodes", **own)
-        self.results = Counter("kolejka_results", "results accepted, by outcome", ["outcome"], **own)
-        self.refused = Counter("kolejka_results_refused", "results refused: their lease was overtaken", **own)
-        self.lost = Counter("kolejka_attempts_lost", "attempts taken back, by reason", ["reason"], **own)
-        self._depth = Gauge("kolejka_tasks", "tasks by queue and state", ["queue", "state"], **own)
-        self._nodes = Gauge("kolejka_nodes", "nodes by state", ["state"], **own)
-        self._claims = Gauge("kolejka_claims_waiting", "claims that wait for a task", **own)
+        registry = self._registry
+        self.requests = Counter(
+            "kolejka_requests", "HTTP requests answered", ["method", "route", "status"], registry=registry
+        )
+        self.put = Counter("kolejka_tasks_put", "tasks accepted", registry=registry)
+        self.given = Counter("kolejka_attempts_given", "attempts given to nodes", registry=registry)
+        self.results = Counter("kolejka_results", "results accepted, by outcome", ["outcome"], registry=registry)
+        self.refused = Counter(
+            "kolejka_results_refused", "results refused: their lease was overtaken", registry=registry
+        )
+        self.lost = Counter("kolejka_attempts_lost", "attempts taken back, by reason", ["reason"], registry=registry)
+        self._depth = Gauge("kolejka_tasks", "tasks by queue and state", ["queue", "state"], registry=registry)
+        self._nodes = Gauge("kolejka_nodes", "nodes by state", ["state"], registry=registry)
+        self._claims = Gauge("kolejka_claims_waiting", "claims that wait for a task", registry=registry)
 
     def text(self, depth: Iterable[tuple[str, str, int]], nodes: Iterable[str], claims: int) -> bytes:
         """The exposition, with the gauges as they are now. ``nodes`` are the nodes' states."""

@@ -11,7 +11,6 @@ goes when no *request* is left.
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import logging
 import os
@@ -42,7 +41,7 @@ _SWITCH_S: Final = 0.001
 """the event loop takes over from the writing thread after this long, not after Python's 5 ms"""
 
 
-class Worker(ASGIWorker):  # type: ignore[misc] # gunicorn has no types
+class Worker(ASGIWorker):
     """gunicorn's asgi worker, that stops when no request is left."""
 
     def init_process(self) -> None:
@@ -63,16 +62,15 @@ class Worker(ASGIWorker):  # type: ignore[misc] # gunicorn has no types
         return app
 
     async def _shutdown(self) -> None:
-        """gunicorn's own word for the end of serving."""
+        """Gunicorn's own word for the end of serving."""
         for server in self.servers:
             server.close()
-        deadline = self.loop.time() + GRACE_S - 5  # before the arbiter loses patience
-        while self.application.busy and self.loop.time() < deadline and not self._quick_shutdown:
-            await asyncio.sleep(0.02)
+        if not self._quick_shutdown:
+            await self.application.drain(GRACE_S - 5)  # the arbiter's patience is longer
         await self.application.service.stop()
 
 
-class Logger(glogging.Logger):  # type: ignore[misc] # gunicorn has no types
+class Logger(glogging.Logger):
     """gunicorn's words through our own log; it has no access log."""
 
     def setup(self, cfg: Any) -> None:
@@ -85,7 +83,7 @@ class Logger(glogging.Logger):  # type: ignore[misc] # gunicorn has no types
         self.access_log.propagate = False
 
 
-class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
+class Server(BaseApplication):
     """gunicorn, told by our settings."""
 
     def __init__(self, settings: ServerSettings, ready: Callable[[str], None]) -> None:
@@ -96,7 +94,8 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
 
     def load_config(self) -> None:
         """Hand our settings to gunicorn."""
-        settings = self._settings
+        settings, config = self._settings, self.cfg
+        assert config is not None  # the base class has made it
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         words: dict[str, Any] = {
             "bind": f"{host}:{settings.port}",
@@ -117,7 +116,7 @@ class Server(BaseApplication):  # type: ignore[misc] # gunicorn has no types
             "on_exit": self._left,
         }
         for name, value in words.items():
-            self.cfg.set(name, value)
+            config.set(name, value)
 
     def load(self) -> Application:
         """The application; called in the worker."""

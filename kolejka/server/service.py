@@ -20,7 +20,7 @@ logger = logging.getLogger("kolejka.server")
 
 
 def lost_time(passed_s: float, interval_s: float) -> float:
-    """By how much the attempts' clocks must move after a round that was to take ``interval_s`` and took ``passed_s``."""
+    """By how much the attempts' clocks move after a round that was to take ``interval_s`` and took ``passed_s``."""
     return passed_s - interval_s if passed_s > 2 * interval_s + 1 else 0.0
 
 
@@ -75,7 +75,7 @@ class Service:
                     logger.warning("time was lost", extra={"seconds": round(excuse_s, 1), "running": running})
                 await self.rescue()
             except KolejkaError as error:  # the database is away: the next round tries again
-                logger.error("attempts cannot be watched", extra={"error": str(error)})
+                logger.warning("attempts cannot be watched", extra={"error": str(error)})
 
     async def rescue(self) -> int:
         """Take back the attempts on which a clock has run out; how many."""

@@ -18,18 +18,17 @@ from kolejka.server.scheduling.claims import Claim
 from kolejka.server.scheduling.match import Offer, wants
 from kolejka.server.storage import nodes
 from kolejka.server.storage.base import Connection, TaskWaiting, ask
+from kolejka.server.storage.leases import Held
 from kolejka.server.storage.nodes import NodeWords
 from kolejka.server.wakes import wait
 
 logger = logging.getLogger("kolejka.server")
 
 NODE_STATES = ("active", "draining", "quarantined")
+_AMOUNT = {"type": "number", "minimum": 0, "maximum": 2**62}
 _AMOUNTS = object_schema(
-    {
-        limit.name: {"type": "boolean"} if limit.unit is Unit.FLAG else {"type": "number", "minimum": 0, "maximum": 2**62}
-        for limit in LIMITS.values()
-    }
-)  # fmt: skip
+    {limit.name: {"type": "boolean"} if limit.unit is Unit.FLAG else _AMOUNT for limit in LIMITS.values()}
+)
 _WORDS = {
     "node": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[^\x00-\x1f/]+$"},
     "tags": {"type": "array", "maxItems": 1000, "items": {"type": "string", "minLength": 1, "maxLength": 4096}},
@@ -120,7 +119,7 @@ async def put_result(deps: Deps, call: Call) -> Answer:
     if result.message is not None:
         result = result.replace(message=result.message.encode(errors="replace").decode().replace("\0", "?"))
 
-    def work(db: Connection) -> tuple[claims.Held, str]:
+    def work(db: Connection) -> tuple[Held, str]:
         return claims.accept(db, lease, call.caller.user_id, result, now)
 
     try:
@@ -133,7 +132,8 @@ async def put_result(deps: Deps, call: Call) -> Answer:
         deps.metrics.results.labels(result.outcome.value).inc()
         logger.info(
             "result accepted",
-            extra={"task": held.task_id, "lease": lease, "node": held.node, "outcome": result.outcome.value, "state": state},
+            extra={"task": held.task_id, "lease": lease, "node": held.node, "outcome": str(result.outcome),
+                   "state": state},
         )  # fmt: skip
     return Answer(json={"task_id": held.task_id, "state": state})
 

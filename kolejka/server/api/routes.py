@@ -52,12 +52,13 @@ class Query:
         if self.kind == "text":
             return plain(text)
         if self.kind == "pair":
-            key, equals, value = plain(text).partition("=")
+            key, equals, label = plain(text).partition("=")
             if not equals or not key:
                 raise InputError(f"{text!r} should be written key=value")
-            return key, value
+            return key, label
+        value: float
         if self.kind == "seconds":
-            value: float = parse_time(text)
+            value = parse_time(text)
         elif text.isascii() and text.isdigit() and len(text) <= 18:
             value = int(text)
         else:

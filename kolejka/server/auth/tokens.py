@@ -60,7 +60,10 @@ def issue(
         raise InputError(f"the user {user!r} has the role {user_role}, which may not hold a {role} token", field="role")
     token = new_token()
     expires_at = None if expires_s is None else now + expires_s
-    return users.add_token(db, user_id, role.value, name, digest(token), now, expires_at), token, role
+    token_id = users.add_token(
+        db, user_id, role=role.value, name=name, digest=digest(token), now=now, expires_at=expires_at
+    )
+    return token_id, token, role
 
 
 class NotKnown(InputError):

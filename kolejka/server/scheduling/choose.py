@@ -1,8 +1,8 @@
 """Which waiting tasks a node gets.
 
 The order: priority first; among equal priorities the owner with the fewest running tasks, counted again after each
-choice (a round-robin that weighs what already runs); then the order of arrival. Classes that do not fit are passed over,
-whole: they delay nobody behind them. An exclusive task is given alone, to an idle node.
+choice (a round-robin that weighs what already runs); then the order of arrival. Classes that do not fit are passed
+over as a whole: they delay nobody behind them. An exclusive task is given alone, to an idle node.
 """
 
 from __future__ import annotations

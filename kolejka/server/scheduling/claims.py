@@ -20,7 +20,7 @@ from kolejka.common.limits import Limits
 from kolejka.common.result import Outcome, Result
 from kolejka.common.states import AttemptState, TaskState
 from kolejka.common.task import Retry
-from kolejka.server.scheduling.choose import Group, choose
+from kolejka.server.scheduling.choose import Choice, Group, choose
 from kolejka.server.scheduling.match import Offer, Signature, can_ever_run
 from kolejka.server.scheduling.rescue import Loss, Next, Watched, after_loss, after_result, loss
 from kolejka.server.storage import blobs, leases, nodes, tasks
@@ -156,13 +156,15 @@ def claim(db: Connection, request: Claim, rules: Rules, classes: Classes, now: M
         return Claimed(cancel=cancel)
     chosen = choose(
         groups,
-        lambda group, count: tasks.oldest(db, group.queue, group.signature.id, group.rank, group.owner, count),
+        lambda group, count: tasks.oldest(
+            db, group.queue, group.signature.id, rank=group.rank, owner_id=group.owner, count=count
+        ),
         free=request.offer.free,
         slots=request.slots,
         idle=request.offer.idle and not leases.any_on(db, node),
         running=leases.running_by_owner(db),
     )
-    given = [_give(db, choice.number, choice.group, node, rules, now) for choice in chosen]
+    given = [_give(db, choice, node, rules, now) for choice in chosen]
     return Claimed(tuple(given), cancel)
 
 
@@ -182,7 +184,8 @@ def _possible(db: Connection, request: Claim, classes: Classes) -> list[Group]:
     return found
 
 
-def _give(db: Connection, number: int, group: Group, node: str, rules: Rules, now: Moment) -> Given:
+def _give(db: Connection, choice: Choice, node: str, rules: Rules, now: Moment) -> Given:
+    number, group = choice.number, choice.group
     spec = tasks.spec(db, number)
     time_s = spec.get("limits", {}).get("time")
     deadline_s = None if time_s is None else time_s + rules.deadline_margin_s
@@ -245,9 +248,7 @@ def accept(db: Connection, lease: int, user_id: int, result: Result, now: Moment
         db, lease, state=AttemptState.DONE, now=now.wall, outcome=result.outcome.value, message=result.message,
         result_hash=digest, task_state=state.value,
     )  # fmt: skip
-    tasks.account(
-        db, lease, held.task_id, held.owner_id, held.queue, held.node, held.started_at, now.wall, result
-    )  # fmt: skip
+    tasks.account(db, held, result, now.wall)
     if then is Next.WAIT:
         _wait_again(db, held, retries=held.retries + 1)
     else:
@@ -298,14 +299,16 @@ def release(db: Connection, lease: int, user_id: int, message: str, now: Moment)
         db, lease, state=AttemptState.LOST, now=now.wall, outcome=_RELEASED, message=message, task_state=state.value
     )  # fmt: skip
     if held.cancelled:
-        _finish_without_result(db, held.number, held.task_id, Outcome.CANCELLED, "cancelled before it started", now)
+        _finish_without_result(
+            db, held.number, held.task_id, Outcome.CANCELLED, message="cancelled before it started", now=now
+        )
     else:
         _wait_again(db, held)
     return held, state.value
 
 
 def _finish_without_result(
-    db: Connection, number: int, task_id: str, outcome: Outcome, message: str, now: Moment
+    db: Connection, number: int, task_id: str, outcome: Outcome, *, message: str, now: Moment
 ) -> None:
     limits = Limits.parse(tasks.spec(db, number).get("limits", {}))
     tasks.finish(db, number, task_id, Result(outcome, id=task_id, limits=limits, message=message), now.wall)
@@ -316,7 +319,9 @@ def cancel(db: Connection, found: tasks.Found, now: Moment) -> None:
     if found.state is TaskState.DONE:
         raise Conflict("this task is done; there is nothing to cancel")
     if found.state is TaskState.WAITING:
-        _finish_without_result(db, found.number, found.id, Outcome.CANCELLED, "cancelled before it started", now)
+        _finish_without_result(
+            db, found.number, found.id, Outcome.CANCELLED, message="cancelled before it started", now=now
+        )
         return
     db.run("UPDATE tasks SET cancel_at = COALESCE(cancel_at, ?) WHERE number = ?", now.wall, found.number)
     row = db.row("SELECT node FROM leases WHERE number = ?", found.number)
@@ -347,14 +352,14 @@ def _take_back(db: Connection, held: Held, why: Loss, rules: Rules, now: Moment)
         _wait_again(db, held, losses=losses)
     elif then is Next.CANCELLED:
         _finish_without_result(
-            db, held.number, held.task_id, Outcome.CANCELLED, f"cancelled; then {why} ({held.node})", now
+            db, held.number, held.task_id, Outcome.CANCELLED, message=f"cancelled; then {why} ({held.node})", now=now
         )
     else:
         db.run("UPDATE tasks SET losses = ? WHERE number = ?", losses, held.number)
         history = [entry for entry in leases.history(db, held.number) if entry["state"] == AttemptState.LOST]
         told = "; ".join(f"{entry['node']}: {entry['message']}" for entry in history[-5:])
         count = f"{losses} attempts were" if losses > 1 else "an attempt was"
-        _finish_without_result(db, held.number, held.task_id, Outcome.ERROR, f"{count} lost ({told})", now)
+        _finish_without_result(db, held.number, held.task_id, Outcome.ERROR, message=f"{count} lost ({told})", now=now)
     return Rescued(held.lease, held.task_id, held.node, why.value, then)
 
 

@@ -73,8 +73,10 @@ class Store(Protocol):
     """A database. Safe to use from every thread."""
 
     def write(self, work: Work[T]) -> Future[T]:
-        """Do a work in a transaction of its own. The future fails with what the work raised, or with Unavailable when
-        the database could not make it durable."""
+        """Do a work in a transaction of its own.
+
+        The future fails with what the work raised, or with Unavailable when the database could not make it durable.
+        """
 
     def read(self, work: Work[T]) -> Future[T]:
         """Do a work that changes nothing, on a snapshot that has every write acknowledged before."""

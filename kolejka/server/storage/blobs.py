@@ -37,7 +37,8 @@ def readable(db: Connection, sha: str, user_id: int, *, node: bool) -> bool:
             sha, user_id,
         ))  # fmt: skip
     return bool(db.row(
-        "SELECT 1 FROM blob_references r JOIN tasks t ON t.number = r.number WHERE r.sha = ? AND t.owner_id = ? LIMIT 1",
+        "SELECT 1 FROM blob_references r JOIN tasks t ON t.number = r.number"
+        " WHERE r.sha = ? AND t.owner_id = ? LIMIT 1",
         sha, user_id,
     ))  # fmt: skip
 

@@ -114,7 +114,7 @@ def running_by_owner(db: Connection) -> dict[int, int]:
 
 def watched(db: Connection, *, silent_before: float, now: float) -> list[tuple[int, float, float | None]]:
     """Lease, last heartbeat and deadline of the attempts on which a clock may have run out."""
-    return [tuple(row) for row in db.rows(  # type: ignore[misc] # three columns, as selected
+    return [tuple(row) for row in db.rows(
         "SELECT lease, heartbeat_at, deadline_at FROM leases WHERE heartbeat_at < ? OR deadline_at < ? ORDER BY lease",
         silent_before, now,
     )]  # fmt: skip

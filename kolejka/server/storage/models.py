@@ -1,9 +1,9 @@
 """The tables, as peewee models: what they hold and why they are cut so.
 
 ``tasks`` is hot and narrow: what claims and listings touch. ``specs`` and ``results`` are cold and wide. ``leases``
-holds only what runs now: a heartbeat changes one narrow row that stands in no index by what changes. ``attempts`` gives
-the lease numbers (``AUTOINCREMENT``: they only grow, even after deletion) and keeps the history. ``accounting`` outlives
-the task. Times are seconds since the epoch.
+holds only what runs now: a heartbeat changes one narrow row, and no index. ``attempts`` gives the
+lease numbers (``AUTOINCREMENT``: they only grow, even after deletion) and keeps the history. ``accounting``
+outlives the task. Times are seconds since the epoch.
 
 Keys, indexes and constraints stand in the migrations, which make the tables; a test compares the columns.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import peewee as p
 
 
-class Table(p.Model):  # type: ignore[misc] # peewee has no types
+class Table(p.Model):
     """Base of all tables. Unbound: an engine runs a query, a model does not."""
 
     class Meta:
@@ -53,7 +53,7 @@ class Queues(Table):
 
 
 class Signatures(Table):
-    """What a class of tasks asks of a node. ``id`` derives from ``words``, so it is the same wherever it is computed."""
+    """What a class of tasks asks of a node. ``id`` derives from ``words``: it is the same wherever it is computed."""
 
     id = p.BigIntegerField(primary_key=True)
     words = p.TextField()

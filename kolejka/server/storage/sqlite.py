@@ -20,7 +20,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import cysqlite
 from cysqlite import exceptions
 from playhouse.cysqlite_ext import CySqliteDatabase
 from playhouse.migrations import Runner
@@ -75,6 +74,16 @@ class SqliteConnection:
         self.announced.append(announcement)
 
 
+def version() -> str:
+    """The version of the SQLite that is bundled."""
+    return ".".join(map(str, CySqliteDatabase.server_version))
+
+
+def is_safe() -> bool:
+    """Whether that SQLite is free of the fault that corrupts a write-ahead log."""
+    return bool(CySqliteDatabase.server_version >= SAFE_SQLITE)
+
+
 def _database(path: Path, **pragmas: object) -> CySqliteDatabase:
     return CySqliteDatabase(str(path), rank_functions=False, pragmas={**_PRAGMAS, **pragmas})
 
@@ -84,10 +93,8 @@ def migrate(path: Path) -> list[str]:
 
     NodeError when it was written by a newer Kolejka, or is no database.
     """
-    if cysqlite.sqlite_version_info < SAFE_SQLITE:
-        raise NodeError(
-            f"SQLite {cysqlite.sqlite_version} can corrupt a write-ahead log; run `pip install -U cysqlite`"
-        )
+    if not is_safe():
+        raise NodeError(f"SQLite {version()} can corrupt a write-ahead log; run `pip install -U cysqlite`")
     database = _database(path)
     try:
         database.connect()
@@ -199,7 +206,7 @@ class SqliteStore:
                 raw.execute("SAVEPOINT work")
                 try:
                     value = work(connection)
-                except Exception as error:  # noqa: BLE001 whatever a work raises is its caller's
+                except Exception as error:
                     if not raw.in_transaction:  # full disk, broken disk: SQLite has rolled back the whole batch
                         raise
                     raw.execute("ROLLBACK TO work")

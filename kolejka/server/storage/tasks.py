@@ -11,6 +11,7 @@ from kolejka.common.errors import InputError
 from kolejka.common.result import Result
 from kolejka.common.states import TASK_TRANSITIONS, TaskState
 from kolejka.server.storage.base import Connection, TaskDone, TaskWaiting
+from kolejka.server.storage.leases import Held
 from kolejka.server.storage.models import Labels, Specs, Tasks, Users
 
 
@@ -87,7 +88,7 @@ def put(db: Connection, task: NewTask, now: float) -> int:
 
 
 def move(db: Connection, number: int, to: TaskState, **columns: object) -> bool:
-    """Bring a task to a state, other columns with it; False when its state does not allow that (somebody was faster)."""
+    """Bring a task to a state, other columns with it; False when its state does not allow that (another was faster)."""
     origins = [state.value for state, targets in TASK_TRANSITIONS.items() if to in targets]
     changes = ", ".join(f"{name} = ?" for name in columns)
     allowed = ", ".join(f"'{origin}'" for origin in origins)
@@ -166,7 +167,7 @@ def waiting_groups(db: Connection) -> list[tuple[str, int, int, int, int]]:
     A loose scan: one step through the index of the waiting per class, however many tasks are in it.
     """
     order = "queue, signature_id, rank, owner_id"
-    return [tuple(row) for row in db.rows(  # type: ignore[misc] # five columns, as selected
+    return [tuple(row) for row in db.rows(
         f"WITH RECURSIVE heads ({order}, number) AS ("  # noqa: S608 constants
         f" SELECT * FROM (SELECT {order}, number FROM tasks WHERE state = 'waiting' ORDER BY {order}, number LIMIT 1) f"
         f" UNION ALL SELECT t.queue, t.signature_id, t.rank, t.owner_id, t.number FROM heads h JOIN tasks t"
@@ -177,7 +178,7 @@ def waiting_groups(db: Connection) -> list[tuple[str, int, int, int, int]]:
     )]  # fmt: skip
 
 
-def oldest(db: Connection, queue: str, signature: int, rank: int, owner_id: int, count: int) -> list[int]:
+def oldest(db: Connection, queue: str, signature: int, *, rank: int, owner_id: int, count: int) -> list[int]:
     """Numbers of the oldest tasks of a class."""
     return [row[0] for row in db.rows(
         "SELECT number FROM tasks WHERE state = 'waiting' AND queue = ? AND signature_id = ? AND rank = ?"
@@ -258,17 +259,14 @@ def delete(db: Connection, number: int) -> None:
         db.run(f"DELETE FROM {table} WHERE number = ?", number)  # noqa: S608 constants
 
 
-def account(
-    db: Connection, lease: int, task_id: str, owner_id: int, queue: str, node: str, started_at: float, now: float,
-    result: Result,
-) -> None:  # fmt: skip
+def account(db: Connection, held: Held, result: Result, now: float) -> None:
     """Record what an attempt used."""
     stats = result.stats
     db.run(
         "INSERT INTO accounting (lease, task_id, owner_id, queue, node, started_at, finished_at, outcome, cpu, wall,"
         " memory_peak) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        lease, task_id, owner_id, queue, node, started_at, now, result.outcome.value, stats.cpu.usage, stats.time,
-        stats.memory.max_usage,
+        held.lease, held.task_id, held.owner_id, held.queue, held.node, held.started_at, now, result.outcome.value,
+        stats.cpu.usage, stats.time, stats.memory.max_usage,
     )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def list_users(db: Connection) -> list[dict[str, Any]]:
 
 
 def add_token(
-    db: Connection, user_id: int, role: str, name: str, digest: str, now: float, expires_at: float | None
+    db: Connection, user_id: int, *, role: str, name: str, digest: str, now: float, expires_at: float | None
 ) -> int:
     """Keep a token by its hash; its id."""
     row = db.row(

@@ -12,7 +12,7 @@ def up(_migrator: Any, db: Any) -> None:
     """Make every table."""
     growing = AutoIncrementField if isinstance(db, p.SqliteDatabase) else p.BigAutoField
 
-    class Table(p.Model):  # type: ignore[misc] # peewee has no types
+    class Table(p.Model):
         class Meta:
             database = db
             legacy_table_names = False
