@@ -52,7 +52,7 @@ class System:
     ) -> subprocess.Popen[str]:
         environment = {
             **os.environ, "FAKE_NOTES": str(self.notes), "HOME": str(self.home),
-            "XDG_CONFIG_HOME": str(self.home / "config"), 
+            "XDG_CONFIG_HOME": str(self.home / "config"),
             **{f"FAKE_{name.upper()}": word for name, word in how.items()},
         }  # fmt: skip
         process = subprocess.Popen(
