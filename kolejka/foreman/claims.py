@@ -75,7 +75,7 @@ class Asks(Protocol):
 class Claims:
     """The requests of one node. ``backlog`` results that wait for the server stop the asking."""
 
-    def __init__(self, board: Board, daemon: Asks, *, wait_s: float, spawn: Callable[[Callable[[], None], str], None],
+    def __init__(self, board: Board, daemon: Asks, *, wait_s: float, spawn: Callable[[Callable[[], None], str], object],
                  backlog: int = 256) -> None:  # fmt: skip
         self._board = board
         self._daemon = daemon

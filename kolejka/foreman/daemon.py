@@ -31,7 +31,7 @@ from kolejka.common.result import Result
 from kolejka.common.settings import ForemanSettings
 from kolejka.foreman import leftovers
 from kolejka.foreman.blobs import BlobCache
-from kolejka.foreman.board import Board, NodeState, Running, Verdict
+from kolejka.foreman.board import Board, NodeState, Running, Verdict, seconds
 from kolejka.foreman.claims import Claims
 from kolejka.foreman.heartbeat import Pulse
 from kolejka.foreman.pack import UNSET, Free, Offer, Wish
@@ -113,6 +113,8 @@ class Foreman:
         self._server = server
         self._node: Mapping[str, Any] = {"name": settings.name, "tags": list(tags)}
         self._failure: BaseException | None = None
+        self._joined: list[threading.Thread] = []
+        """the threads that must have ended before the foreman has"""
         self._finished = threading.Event()
         data = settings.data
         self._blobs = BlobCache(data / "blobs", settings.cache)
@@ -145,9 +147,9 @@ class Foreman:
                 self._couriers.put(Return(leftover.lease, "the node's foreman was restarted while it ran"))
         self._introduce()
         for number in range(self.board.offer.slots):
-            self._spawn(partial(self._slots.loop, number), f"slot-{number}")
+            self._joined.append(self._spawn(partial(self._slots.loop, number), f"slot-{number}"))
         for number in range(COURIERS):
-            self._spawn(self._couriers.loop, f"courier-{number}")
+            self._joined.append(self._spawn(self._couriers.loop, f"courier-{number}"))
         self._spawn(self.pulse.loop, "heartbeat")
         self._spawn(self._see_off, _LAST)
         self._claims.start()
@@ -252,7 +254,7 @@ class Foreman:
 
     # Threads, and how they end.
 
-    def _spawn(self, loop: Callable[[], None], name: str) -> None:
+    def _spawn(self, loop: Callable[[], None], name: str) -> threading.Thread:
         def guarded() -> None:
             try:
                 loop()
@@ -263,7 +265,9 @@ class Foreman:
                 if name == _LAST:
                     self._finished.set()
 
-        threading.Thread(target=guarded, name=name, daemon=True).start()
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        thread.start()
+        return thread
 
     def _see_off(self) -> None:
         """Wait until the foreman is to end, see that all is finished, then end the loops."""
@@ -280,6 +284,9 @@ class Foreman:
         self._slots.close()
         self._couriers.close(COURIERS)
         self.pulse.close()
+        deadline = seconds() + STOP_PATIENCE_S
+        for thread in self._joined:
+            thread.join(max(0.0, deadline - seconds()))
         self._pool.stop(STOP_PATIENCE_S)
         self._server.close()
         if left:

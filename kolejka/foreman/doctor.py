@@ -54,9 +54,9 @@ def _server(client: ClientSettings) -> str:
 
 def _runtimes(worker: WorkerSettings) -> Iterator[Check]:
     """What the runtimes say; one that works is enough."""
-    from kolejka.worker.runtimes.choose import runtimes
+    from kolejka.worker.perform import Tools
 
-    found = {runtime.name: list(runtime.check()) for runtime in runtimes(worker)}
+    found = {runtime.name: list(runtime.check()) for runtime in Tools(worker).runtimes.values()}
     works = [name for name, asked in found.items() if all(check.ok or not check.required for check in asked)]
     for name, asked in found.items():
         for check in asked:
@@ -65,8 +65,10 @@ def _runtimes(worker: WorkerSettings) -> Iterator[Check]:
 
 def working_runtimes(worker: WorkerSettings) -> tuple[str, ...]:
     """Names of the runtimes that this machine has all of."""
-    from kolejka.worker.runtimes.choose import runtimes
+    from kolejka.worker.perform import Tools
 
     return tuple(
-        runtime.name for runtime in runtimes(worker) if all(check.ok or not check.required for check in runtime.check())
+        runtime.name
+        for runtime in Tools(worker).runtimes.values()
+        if all(check.ok or not check.required for check in runtime.check())
     )

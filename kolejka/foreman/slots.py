@@ -110,9 +110,10 @@ class Slots:
                 self._carry_out(running)
             except Exception as error:  # a fault of ours with one task must not take the node's other tasks along
                 logger.exception("attempt failed in the foreman", extra=_about(running))
+                self._couriers.put(Return(running.lease, f"the node's foreman failed: {error}"))
                 if running in self._board.running():
                     self._board.vacate(running, spooled=False)
-                self._couriers.put(Return(running.lease, f"the node's foreman failed: {error}"))
+                self._board.forget(running.lease)
 
     def _carry_out(self, running: Running) -> None:
         folder = self._folder / str(running.lease)
@@ -132,15 +133,15 @@ class Slots:
             verdict = running.verdict
             stopped = verdict is Verdict.STOPPED and result.outcome is Outcome.CANCELLED
             keep = not stopped and verdict is not Verdict.LOST
+            if stopped:  # in one step with the vacating, so that the foreman's end waits for it
+                self._couriers.put(Return(running.lease, "the node's foreman stops"))
             self._board.vacate(running, spooled=keep)
         logger.info("payload ended", extra={**about, "outcome": str(result.outcome), "limit": result.limit})
         if keep:
             self._hand_over(running.lease, running.task.id or "", folder, result)
             return
         remove_tree(folder)
-        if stopped:
-            self._couriers.put(Return(running.lease, "the node's foreman stops"))
-        else:
+        if not stopped:
             logger.info("result thrown away: the lease was overtaken", extra=about)
 
     def _run(self, running: Running, folder: Path) -> Result:

@@ -1,0 +1,599 @@
+"""The foreman with a pool and a server in memory: what it claims, runs, keeps, gives back, and how it ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kolejka.client.node import Attempt
+from kolejka.common.errors import Conflict, InputError, NodeError, NotAllowed
+from kolejka.common.limits import Limits
+from kolejka.common.result import Outcome, Result
+from kolejka.foreman import heartbeat, leftovers, slots, upload
+from kolejka.foreman import spool as spool_module
+from kolejka.foreman.board import NodeState
+from kolejka.foreman.daemon import Foreman
+from tests.support import wait_until
+from tests.unit.foreman_fakes import EMPTY, FakePool, FakeServer, foreman_of, offer_of, task, with_file
+
+
+class World:
+    """A foreman and its fakes; whatever a test leaves running is ended."""
+
+    def __init__(self, data: Path, **settings: Any) -> None:
+        self.data = data
+        data.mkdir(exist_ok=True)
+        self.server = FakeServer()
+        self.pool = FakePool()
+        self.settings = settings
+        self.foreman: Foreman | None = None
+
+    def start(self, offer: Any = None) -> Foreman:
+        self.foreman = foreman_of(self.data, self.server, self.pool, offer, **self.settings)
+        self.foreman.start()
+        return self.foreman
+
+    def jobs(self, count: int) -> list[Any]:
+        wait_until(lambda: len(self.pool.started) >= count)
+        return self.pool.started
+
+    def results(self, count: int) -> dict[int, Result]:
+        wait_until(lambda: len(self.server.results) >= count)
+        return self.server.results
+
+    def nothing_left(self) -> bool:
+        return not [path for name in ("running", "spool") for path in (self.data / name).iterdir()]
+
+    def end(self) -> None:
+        if self.foreman is not None:
+            self.server.set_down(False)
+            self.foreman.stop()
+            self.pool.finish_all()
+            assert self.foreman.wait_finished(30)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    for module in (upload, slots, heartbeat):
+        monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
+        monkeypatch.setattr(module, "LONGEST_PAUSE_S", 0.05)
+    made = World(tmp_path / "data")
+    yield made
+    made.end()
+
+
+def test_a_task_goes_from_the_claim_to_its_result_and_leaves_nothing(world: World) -> None:
+    world.pool.outcomes["a"] = with_file()
+    world.server.put(task("a"))
+    world.start()
+    job = world.jobs(1)[0]
+    assert job.cpuset == (0,)
+    assert job.node == {"name": "n1", "tags": ["tag"]}
+    assert job.limits == Limits.of(cpus=1, memory="64M", pids=16)
+    assert job.blobs is None
+    world.pool.finish()
+    result = world.results(1)[1]
+    assert (result.id, result.outcome, result.files) == ("a", Outcome.OK, ("stdout.txt",))
+    assert world.server.blobs == {EMPTY: b""}
+    wait_until(world.nothing_left)
+    assert world.foreman is not None
+    assert world.foreman.board.leases() == []
+
+
+def test_a_long_task_never_keeps_the_other_slots_idle(world: World) -> None:
+    world.start(offer_of(3))
+    world.server.put(task("long"))
+    world.jobs(1)
+    for number in range(20):
+        world.server.put(task(f"short-{number}"))
+        world.jobs(number + 2)
+        world.pool.finish()
+    world.results(20)
+    assert "long" not in {result.id for result in world.server.results.values()}
+    assert world.pool.started[0].slot not in {job.slot for job in world.pool.started[1:]}
+
+
+def test_what_frees_while_a_request_waits_at_the_server_is_offered_at_once(world: World) -> None:
+    world.start(offer_of(2))
+    world.server.put(task("small"))
+    world.jobs(1)
+    wait_until(lambda: world.server.claims[-1]["slots"] == 1, about="the rest of the node is on offer")
+    world.server.put(task("big", cpus=2))
+    world.pool.finish()
+    assert world.jobs(2)[1].cpuset == (0, 1)
+    assert world.server.released == {}
+
+
+def test_no_request_is_repeated_while_an_open_one_offers_as_much(world: World) -> None:
+    foreman = world.start(offer_of(2))
+    wait_until(lambda: len(world.server.claims) == 1)
+    with foreman.board.changed:
+        foreman.board.changed.notify_all()
+    world.server.put(task("a"))
+    world.jobs(1)
+    wait_until(lambda: len(world.server.claims) == 2)
+    assert [claim["slots"] for claim in world.server.claims] == [2, 1]
+    assert world.server.claims[1]["capacity"].get("cpus") == 1
+
+
+def test_running_tasks_share_neither_cpus_nor_slots(world: World) -> None:
+    world.server.put(*(task(f"t{number}") for number in range(6)))
+    world.start(offer_of(4))
+    jobs = world.jobs(4)[:4]
+    assert sorted(cpu for job in jobs for cpu in job.cpuset) == [0, 1, 2, 3]
+    assert sorted(job.slot for job in jobs) == [0, 1, 2, 3]
+    assert len(world.server.waiting) == 2
+
+
+def test_an_attempt_that_does_not_fit_is_given_back_at_once(world: World) -> None:
+    foreman = world.start(offer_of(2))
+    world.server.put(task("a"))
+    world.jobs(1)
+    # What an overlapping request may bring: a task for the CPUs of an older offer.
+    world.server.leases[50] = task("late", cpus=2)
+    late = Attempt(50, "late", "owner", task("late", cpus=2).to_json(), None)
+    assert foreman._claims._place(late, []) is True
+    wait_until(lambda: 50 in world.server.released)
+    assert world.server.results == {}
+
+
+def test_an_exclusive_task_runs_alone_and_nothing_is_asked_for_meanwhile(world: World) -> None:
+    world.start(offer_of(4))
+    world.server.put(task("alone", exclusive=True))
+    world.jobs(1)
+    asked = len(world.server.claims)
+    world.server.put(task("other"))
+    wait_until(lambda: not world.server.waiting or len(world.server.claims) > asked or len(world.pool.started) == 1)
+    assert len(world.pool.started) == 1
+    world.pool.finish()
+    world.jobs(2)
+
+
+def test_the_nodes_ceilings_cut_a_tasks_limits(tmp_path: Path) -> None:
+    world = World(tmp_path / "data", ceilings=Limits.of(memory="32M", time="5s", cpus=1))
+    world.server.put(task("a", cpus=2))
+    world.start()
+    job = world.jobs(1)[0]
+    assert job.limits == Limits.of(cpus=1, memory="32M", pids=16, time="5s")
+    assert job.cpuset == (0,)
+    world.end()
+
+
+def test_a_task_that_this_node_does_not_understand_ends_as_an_error(world: World) -> None:
+    foreman = world.start()
+    foreman._claims._place(Attempt(9, "odd", "owner", {"id": "odd", "args": ["x"], "future": 1}, None), [])
+    result = world.results(1)[9]
+    assert result.outcome is Outcome.ERROR
+    assert "future" in (result.message or "")
+
+
+# Heartbeats: lost, cancelled.
+
+
+def test_heartbeats_name_running_and_spooled_leases(world: World) -> None:
+    foreman = world.start()
+    world.server.put(task("a"), task("b"))
+    world.jobs(2)
+
+    def refuse(lease: int, result: Result) -> None:
+        raise NotAllowed("not now")
+
+    world.server.refuse_result = refuse
+    world.pool.finish(0)
+    wait_until(lambda: foreman.board.backlog() == 1)
+    foreman.pulse.now()
+    wait_until(lambda: world.server.beats[-1]["leases"] == [1, 2])
+    assert world.server.beats[-1]["capacity"].get("cpus") == 1
+    world.server.refuse_result = lambda lease, result: None
+
+
+def test_a_cancelled_task_is_killed_and_its_result_says_so(world: World) -> None:
+    foreman = world.start()
+    world.server.put(task("a"))
+    world.jobs(1)
+    world.server.cancelled.add(1)
+    foreman.pulse.now()
+    assert world.results(1)[1].outcome is Outcome.CANCELLED
+
+
+def test_a_lost_attempt_is_killed_and_nothing_of_it_reaches_the_server(world: World) -> None:
+    world.pool.outcomes["a"] = with_file()
+    foreman = world.start()
+    world.server.put(task("a"))
+    world.jobs(1)
+    world.server.lost.add(1)
+    foreman.pulse.now()
+    wait_until(lambda: not foreman.board.leases() and world.nothing_left())
+    assert world.server.results == {}
+    assert world.server.released == {}
+    assert world.server.puts == []
+
+
+def test_a_spooled_result_that_was_overtaken_is_thrown_away(world: World) -> None:
+    foreman = world.start()
+    world.server.put(task("a"))
+    world.jobs(1)
+    world.server.set_down(True)
+    world.pool.finish()
+    wait_until(lambda: (world.data / "spool/1").exists())
+    world.server.lost.add(1)
+    world.server.set_down(False)
+    wait_until(lambda: not foreman.board.leases() and world.nothing_left())
+    assert world.server.results == {}
+
+
+def test_a_foreman_that_was_silent_too_long_asks_before_it_uploads(world: World) -> None:
+    foreman = world.start()
+    world.server.put(task("a"))
+    world.jobs(1)
+    beats = len(world.server.beats)
+    foreman.pulse._last = -1e9  # as after SIGSTOP, a long time, SIGCONT
+    world.server.lost.add(1)
+    foreman.board._running[1].ended.clear()
+    world.pool.finish()
+    wait_until(lambda: not foreman.board.leases())
+    assert len(world.server.beats) > beats
+    assert world.server.results == {}
+
+
+def test_the_heartbeat_follows_the_servers_clock(world: World) -> None:
+    world.server.heartbeat_s = 0.03
+    world.start()
+    wait_until(lambda: len(world.server.beats) > 5)
+
+
+# The server away, results refused.
+
+
+def test_results_wait_in_the_spool_while_the_server_is_away(world: World) -> None:
+    world.pool.outcomes["a"] = with_file()
+    foreman = world.start()
+    world.server.put(task("a"), task("b"))
+    world.jobs(2)
+    world.server.set_down(True)
+    world.pool.finish(0)
+    wait_until(lambda: (world.data / "spool/1").exists())
+    assert foreman.board.leases() == [1, 2]
+    assert [one.lease for one in foreman.board.running()] == [2]
+    world.server.set_down(False)
+    assert world.results(1)[1].id == "a"
+    wait_until(lambda: foreman.board.backlog() == 0)
+
+
+def test_a_spooled_result_is_delivered_by_the_next_life(world: World) -> None:
+    first = world.start()
+    world.server.put(task("a"))
+    world.jobs(1)
+    world.server.set_down(True)
+    world.pool.finish()
+    wait_until(lambda: (world.data / "spool/1").exists())
+    first.stop()
+    assert first.wait_finished(30)
+    assert (world.data / "spool/1").exists()
+    world.server.set_down(False)
+    world.server.closed = False
+    world.start()
+    assert world.results(1)[1].id == "a"
+    wait_until(world.nothing_left)
+
+
+def test_an_overtaken_result_is_thrown_away(world: World) -> None:
+    def overtaken(lease: int, result: Result) -> None:
+        raise Conflict("overtaken")
+
+    world.server.refuse_result = overtaken
+    foreman = world.start()
+    world.server.put(task("a"))
+    world.jobs(1)
+    world.pool.finish()
+    wait_until(lambda: not foreman.board.leases() and world.nothing_left())
+    assert world.server.results == {}
+
+
+def test_a_result_that_the_server_refuses_ends_the_task_with_the_reason(world: World) -> None:
+    def refuse(lease: int, result: Result) -> None:
+        if result.outcome is not Outcome.ERROR:
+            raise InputError("the result is too large", field="manifest")
+
+    world.server.refuse_result = refuse
+    world.start()
+    world.server.put(task("a"))
+    world.jobs(1)
+    world.pool.finish()
+    result = world.results(1)[1]
+    assert (result.id, result.outcome) == ("a", Outcome.ERROR)
+    assert "too large" in (result.message or "")
+
+
+def test_an_address_that_is_no_server_any_more_loses_no_result(world: World) -> None:
+    wrong = [True]
+
+    def proxy(lease: int, result: Result) -> None:
+        if wrong[0]:
+            raise InputError("this is no Kolejka server", code="not_kolejka")
+
+    world.server.refuse_result = proxy
+    foreman = world.start()
+    world.server.put(task("a"))
+    world.jobs(1)
+    world.pool.finish()
+    wait_until(lambda: foreman.board.backlog() == 1)
+    wrong[0] = False
+    assert world.results(1)[1].outcome is Outcome.OK
+
+
+def test_a_blob_is_sent_once_and_again_if_the_server_has_lost_it(world: World) -> None:
+    missing = [False]
+
+    def forgetful(lease: int, result: Result) -> None:
+        if missing[0]:
+            missing[0] = False
+            raise InputError("gone", code="blob_missing", field="manifest.stdout.txt")
+
+    world.server.refuse_result = forgetful
+    world.pool.instant = True
+    world.start()
+    for number, name in enumerate("abc"):
+        world.pool.outcomes[name] = with_file()
+        missing[0] = name == "c"
+        world.server.put(task(name))
+        world.results(number + 1)
+    assert world.server.puts == [EMPTY, EMPTY]
+
+
+def test_a_full_disk_under_the_spool_loses_no_result(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(spool_module, "_sync_tree", full)
+    world.pool.outcomes["a"] = with_file()
+    world.start()
+    world.server.put(task("a"))
+    world.jobs(1)
+    world.pool.finish()
+    assert world.results(1)[1].outcome is Outcome.OK
+    assert EMPTY in world.server.blobs
+
+
+def test_too_many_results_that_do_not_get_away_stop_the_asking(world: World) -> None:
+    def refuse(lease: int, result: Result) -> None:
+        raise NotAllowed("not now")
+
+    world.server.refuse_result = refuse
+    world.pool.instant = True
+    foreman = world.start()
+    foreman._claims._backlog = 3
+    world.server.put(*(task(f"t{number}") for number in range(20)))
+    wait_until(lambda: foreman.board.backlog() >= 3 and not foreman.board.running())
+    assert len(world.server.waiting) >= 20 - 3 - 2
+    world.server.refuse_result = lambda lease, result: None
+
+
+# Inputs.
+
+
+def test_inputs_are_brought_before_the_payload_starts(world: World, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"")
+    world.server.blobs[EMPTY] = b""
+    world.server.put(task("a", files={"in.txt": {"reference": EMPTY}}))
+    world.start()
+    job = world.jobs(1)[0]
+    assert job.blobs is not None
+    assert (job.blobs / EMPTY).exists()
+
+
+def test_an_input_that_cannot_be_had_ends_the_task_with_an_error_that_names_it(world: World) -> None:
+    world.server.put(task("a", files={"in.txt": {"reference": "0" * 64}}))
+    world.start()
+    result = world.results(1)[1]
+    assert result.outcome is Outcome.ERROR
+    assert "files.in.txt" in (result.message or "")
+    assert world.pool.started == []
+
+
+def test_a_download_is_tried_again_while_only_the_network_is_at_fault(world: World) -> None:
+    world.server.blobs[EMPTY] = b""
+    foreman = world.start()
+    real, failures = world.server.get_blob, [3]
+
+    def flaky(reference: str, path: Path) -> int:
+        if failures[0]:
+            failures[0] -= 1
+            raise slots.Unavailable("the network is away")
+        return real(reference, path)
+
+    foreman._slots._fetch = flaky
+    world.server.put(task("a", files={"in.txt": {"reference": EMPTY}}))
+    world.jobs(1)
+    assert failures == [0]
+
+
+def test_a_cancel_ends_a_download_that_waits(world: World) -> None:
+    foreman = world.start()
+
+    def never(reference: str, path: Path) -> int:
+        raise slots.Unavailable("the network is away")
+
+    foreman._slots._fetch = never
+    world.server.put(task("a", files={"in.txt": {"reference": EMPTY}}))
+    wait_until(lambda: foreman.board.running())
+    world.server.cancelled.add(1)
+    foreman.pulse.now()
+    result = world.results(1)[1]
+    assert result.outcome is Outcome.CANCELLED
+    assert world.pool.started == []
+
+
+# Faults of the node.
+
+
+def test_a_worker_that_fails_gives_an_error_result_and_the_slot_goes_on(world: World) -> None:
+    world.pool.fault = NodeError("the worker is broken")
+    world.pool.instant = True
+    world.start(offer_of(1))
+    world.server.put(task("a"), task("b"))
+    results = world.results(2)
+    assert {result.outcome for result in results.values()} == {Outcome.ERROR}
+    assert results[1].message == "the worker is broken"
+
+
+def test_a_payload_that_cannot_be_killed_quarantines_the_node(world: World) -> None:
+    world.pool.fault = NodeError("process 7 does not die", code=slots.UNKILLABLE)
+    foreman = world.start(offer_of(1))
+    world.server.put(task("a"))
+    world.jobs(1)
+    world.pool.finish()
+    world.results(1)
+    world.server.put(task("b"))
+    wait_until(lambda: world.server.beats[-1]["state"] == "quarantined")
+    assert foreman.board.state is NodeState.QUARANTINED
+    wait_until(lambda: not foreman._claims.open_requests() or world.server.released)
+    assert len(world.pool.started) == 1
+    assert foreman.healthy()
+
+
+def test_a_thread_that_fails_ends_the_foreman(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreman = world.start()
+
+    def broken() -> None:
+        raise RuntimeError("a fault of ours")
+
+    foreman._spawn(broken, "broken")
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        wait_until(lambda: foreman.wait_finished(0.1))
+    assert not foreman.healthy()
+    assert world.pool.calls[-1] == "stop"
+    world.foreman = None
+
+
+# The end.
+
+
+def test_drain_takes_nothing_new_finishes_what_runs_and_uploads_it(world: World) -> None:
+    foreman = world.start(offer_of(2))
+    world.server.put(task("a"))
+    world.jobs(1)
+    foreman.drain()
+    wait_until(lambda: world.server.beats[-1]["state"] == "draining")
+    world.server.put(task("b"))
+    assert not foreman.wait_finished(0.05)
+    world.pool.finish()
+    assert foreman.wait_finished(30)
+    assert [result.id for result in world.server.results.values()] == ["a"]
+    assert [one.id for one in world.server.waiting] == ["b"]
+    assert world.pool.calls == ["start", "stop"]
+    assert world.nothing_left()
+
+
+def test_attempts_that_arrive_after_the_drain_began_are_given_back(world: World) -> None:
+    foreman = world.start(offer_of(2))
+    world.server.put(task("a"))
+    world.jobs(1)
+    wait_until(lambda: world.server.claims[-1]["slots"] == 1)
+    foreman.drain()
+    world.server.put(task("b"))
+    wait_until(lambda: world.server.released == {2: "the node is draining"})
+    assert [one.id for one in world.server.waiting] == ["b"]
+
+
+def test_an_idle_foreman_drains_at_once(world: World) -> None:
+    foreman = world.start()
+    foreman.drain()
+    foreman.drain()
+    assert foreman.wait_finished(30)
+
+
+def test_stop_kills_what_runs_and_gives_it_back(world: World) -> None:
+    foreman = world.start(offer_of(2))
+    world.server.put(task("a"), task("b"))
+    world.jobs(2)
+    foreman.drain()
+    foreman.stop()
+    foreman.stop()
+    assert foreman.wait_finished(30)
+    assert set(world.server.released) == {1, 2}
+    assert world.server.results == {}
+    assert world.nothing_left()
+
+
+def test_stop_before_start_ends_a_foreman_that_is_started(world: World) -> None:
+    world.foreman = foreman_of(world.data, world.server, world.pool)
+    world.foreman.stop()
+    world.server.put(task("a"))
+    world.foreman.start()
+    assert world.foreman.wait_finished(30)
+    assert world.pool.started == []
+
+
+def test_a_drained_foreman_leaves_results_in_the_spool_when_the_server_stays_away(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kolejka.foreman.daemon.DRAIN_PATIENCE_S", 0.1)
+    foreman = world.start()
+    world.server.put(task("a"))
+    world.jobs(1)
+    world.server.set_down(True)
+    world.pool.finish()
+    wait_until(lambda: (world.data / "spool/1").exists())
+    foreman.drain()
+    assert foreman.wait_finished(30)
+    assert (world.data / "spool/1").exists()
+
+
+# The beginning.
+
+
+def test_a_refused_token_is_an_error_at_the_start(world: World) -> None:
+    world.server.error = NotAllowed("who are you")
+    with pytest.raises(NotAllowed):
+        world.start()
+    assert world.pool.calls == ["start", "stop"]
+    world.foreman = None
+
+
+def test_a_server_that_is_not_there_yet_is_waited_for(world: World) -> None:
+    world.server.down = True
+    world.pool.instant = True
+    world.start()
+    world.server.put(task("a"))
+    world.server.set_down(False)
+    world.results(1)
+
+
+def test_attempts_of_an_earlier_life_are_given_back_after_the_pools_sweep(world: World) -> None:
+    folder = world.data / "running/41/task"
+    folder.mkdir(parents=True)
+    task("old").save(folder)
+    world.pool.start = lambda: world.pool.calls.append(f"start {folder.exists()}")  # type: ignore[method-assign]
+    world.start()
+    wait_until(lambda: 41 in world.server.released)
+    assert world.pool.calls == ["start True"]
+    assert not folder.exists()
+    assert 41 not in world.server.beats[0]["leases"]
+
+
+def test_the_lease_of_a_task_that_kills_foremen_is_left_to_run_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "FREE_DEATHS", 0)
+    folder = world.data / "running/41/task"
+    folder.mkdir(parents=True)
+    task("poison").save(folder)
+    world.pool.instant = True
+    world.start()
+    world.server.put(task("a"))
+    world.results(1)
+    assert world.server.released == {}
+
+
+def test_many_tasks_on_few_slots_all_end_once(world: World) -> None:
+    world.pool.instant = True
+    world.server.put(*(task(f"t{number}", cpus=1 + number % 3) for number in range(200)))
+    world.start(offer_of(4))
+    results = world.results(200)
+    assert sorted(result.id or "" for result in results.values()) == sorted(f"t{number}" for number in range(200))
