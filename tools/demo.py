@@ -7,10 +7,10 @@ Kolejka that runs on this machine is not touched. What ``kolejka up`` started is
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,14 +28,7 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def free_port() -> int:
-    """A port of the loopback that nobody serves."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def environment(folder: Path, port: int) -> dict[str, str]:
+def environment(folder: Path) -> dict[str, str]:
     """An environment in which all programs find each other, and none of the user's own settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("KOLEJKA_")}
     return {
@@ -43,7 +36,6 @@ def environment(folder: Path, port: int) -> dict[str, str]:
         "PATH": f"{PROGRAMS}:{kept.get('PATH', os.defpath)}",
         "XDG_CONFIG_HOME": str(folder / "config"),
         "KOLEJKA_SERVER_DATA": str(folder / "data/server"),
-        "KOLEJKA_CLIENT_SERVER": f"http://127.0.0.1:{port}",
         "KOLEJKA_CLIENT_PATIENCE": f"{PATIENCE_S}s",
         "KOLEJKA_OBSERVER_CGROUP": f"kolejka-demo-{os.getpid()}",
     }
@@ -66,34 +58,27 @@ def stop(system: subprocess.Popen[bytes]) -> int:
         return system.wait()
 
 
-def wait_until_up(system: subprocess.Popen[bytes], port: int) -> bool:
-    """Whether the server answers before ``kolejka up`` ends or patience does."""
+def address(system: subprocess.Popen[bytes], log: Path) -> str | None:
+    """The server's address, once everything is ready; nothing when ``kolejka up`` ends or patience does."""
     for _ in range(PATIENCE_S * 20):
-        if system.poll() is not None:
-            return False
+        text = log.read_text(encoding="utf-8", errors="replace")
+        found = re.search(r"^server +(http\S+)$", text, re.MULTILINE)
+        if found and "Everything is ready" in text:
+            say(text.split("\nEverything is ready")[0])
+            return found[1]
         try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            with_pause(system)
-        else:
-            return True
-    return False
-
-
-def with_pause(system: subprocess.Popen[bytes]) -> None:
-    """A twentieth of a second, or less when the system ends."""
-    try:
-        system.wait(0.05)
-    except subprocess.TimeoutExpired:
-        return
+            system.wait(0.05)
+        except subprocess.TimeoutExpired:
+            continue
+        return None
+    return None
 
 
 def demo(folder: Path) -> int:
     """Start the system, run a task, show its result; the exit status of the demonstration."""
-    port = free_port()
-    env = environment(folder, port)
+    env = environment(folder)
     log = folder / "up.log"
-    words = ["kolejka", "up", "--data", str(folder / "data"), "--port", str(port)]
+    words = ["kolejka", "up", "--data", str(folder / "data"), "--port", "0"]
     say(f"$ {shlex.join(words)} &")
     with log.open("wb") as sink:
         system = subprocess.Popen(
@@ -102,7 +87,9 @@ def demo(folder: Path) -> int:
         )  # fmt: skip
     status = 1
     try:
-        if wait_until_up(system, port):
+        server = address(system, log)
+        if server is not None:
+            env["KOLEJKA_CLIENT_SERVER"] = server
             result = folder / "RESULT"
             status = run(["kolejka-client", "execute", "examples/uname", str(result)], env)
             for name in ("kolejka_result.json", "stdout.txt"):

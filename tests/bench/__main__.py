@@ -82,7 +82,7 @@ def warm_worker(folder: Path, root: Path | None) -> Iterator[Start]:
         image = "kolejka/bench:latest"
         tar = folder / "busybox.tar"
         subprocess.run(
-            [Path(sys.executable).with_name("kolejka-worker"), "image", "import", tar, image, "--data", settings.data],
+            [Path(sys.executable).with_name("kolejka-worker"), "image", "import", image, tar, "--data", settings.data],
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
     Task(("true",), image=image).save(task)
@@ -175,20 +175,26 @@ def measure_starts(folder: Path, rounds: int) -> dict[str, Any]:
             say(f"left out: docker run ({needs.lacking('docker')})")
         else:
             ways["docker run"] = open_ways.enter_context(docker_run(folder))
-        taken: dict[str, list[float]] = {name: [] for name in ways}
-        for turn in range(rounds + 3):
-            for name, start in ways.items():
-                if name == "docker run" and turn > 3 + rounds // 4:
-                    continue  # a quarter of the rounds of what takes twenty times as long
-                begun = time.perf_counter()
-                start()
-                if turn >= 3:  # the first three warm caches
-                    taken[name].append(time.perf_counter() - begun)
+        # The daemon is busy for a while after each container, so its turns come after those of the others.
+        heavy = {name: ways.pop(name) for name in ("docker run",) if name in ways}
+        taken = {**take_turns(ways, rounds), **take_turns(heavy, max(rounds // 4, 10))}
     figures: dict[str, Any] = {name: quantiles(seconds) for name, seconds in taken.items()}
     unit = figures["bare bwrap"]["median_ms"]
     for entry in figures.values():
         entry["times_bare_bwrap"] = round(entry["median_ms"] / unit, 2)
     return figures
+
+
+def take_turns(ways: dict[str, Start], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every start, way by way; the first three rounds warm caches and do not count."""
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 3):
+        for name, start in ways.items():
+            begun = time.perf_counter()
+            start()
+            if turn >= 3:
+                taken[name].append(time.perf_counter() - begun)
+    return taken
 
 
 # A whole cluster

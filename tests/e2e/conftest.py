@@ -50,6 +50,15 @@ def cluster(session_cluster: Cluster) -> Iterator[Cluster]:
     session_cluster.check_quiet()
 
 
+@pytest.fixture(scope="session")
+def alone(request: pytest.FixtureRequest, make_cluster: Callable[..., Cluster]) -> Cluster:
+    """The programs with nothing running: what a worker does by itself, sessions included."""
+    settings = {"KOLEJKA_WORKER_OBSERVER": ""}
+    if not needs.lacking("docker"):
+        settings["KOLEJKA_WORKER_DOCKER"] = request.getfixturevalue("docker_url")
+    return make_cluster(**settings)
+
+
 @pytest.fixture
 def open_path() -> Iterator[Path]:
     """A temporary folder that other users can pass: what tasks and results of local runs are below."""

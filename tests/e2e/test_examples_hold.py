@@ -104,11 +104,11 @@ def test_an_example_ends_on_a_cluster_as_its_readme_says(name: str, cluster: Clu
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in EXAMPLES])
-def test_an_example_ends_at_the_worker_as_its_readme_says(name: str, cluster: Cluster, open_path: Path) -> None:
+def test_an_example_ends_at_the_worker_as_its_readme_says(name: str, alone: Cluster, open_path: Path) -> None:
     copy_examples(open_path / "examples")
     readme = Readme.read(name)
     for command in filter(None, (readme.first, readme.command)):
-        run = cluster.run("kolejka-worker", *command[1:], cwd=open_path)
+        run = alone.run("kolejka-worker", *command[1:], cwd=open_path)
     result = readme.check(run.returncode, run.stdout + run.stderr, open_path / readme.command[-1])
     check_figures(name, result)
 
@@ -121,8 +121,8 @@ def test_the_first_example_of_the_first_kolejka_is_kept_byte_for_byte() -> None:
 
 
 @pytest.mark.needs("root", "cgroups", "docker")
-def test_the_first_example_runs_in_a_container(cluster: Cluster, open_path: Path) -> None:
-    run = cluster.run("kolejka-worker", "execute", "examples/uname-image", open_path / "result", "--runtime", "docker")
+def test_the_first_example_runs_in_a_container(alone: Cluster, open_path: Path) -> None:
+    run = alone.run("kolejka-worker", "execute", "examples/uname-image", open_path / "result", "--runtime", "docker")
     result = Readme.read("uname-image").check(run.returncode, run.stderr, open_path / "result")
     assert result.node is not None
     assert result.node["runtime"] == "docker"
@@ -131,11 +131,11 @@ def test_the_first_example_runs_in_a_container(cluster: Cluster, open_path: Path
 
 @pytest.mark.needs("root", "cgroups", "bwrap")
 def test_the_first_example_runs_in_the_sandbox_from_an_imported_root(
-    cluster: Cluster, busybox_root_tar: Path, open_path: Path
+    alone: Cluster, busybox_root_tar: Path, open_path: Path
 ) -> None:
-    imported = cluster.run("kolejka-worker", "image", "import", busybox_root_tar, "ubuntu:xenial")
+    imported = alone.run("kolejka-worker", "image", "import", "ubuntu:xenial", busybox_root_tar)
     assert imported.returncode == 0, imported.stderr
-    run = cluster.run("kolejka-worker", "execute", "examples/uname-image", open_path / "result", "--runtime", "sandbox")
+    run = alone.run("kolejka-worker", "execute", "examples/uname-image", open_path / "result", "--runtime", "sandbox")
     result = Readme.read("uname-image").check(run.returncode, run.stderr, open_path / "result")
     assert result.node is not None
     assert result.node["runtime"] == "sandbox"
