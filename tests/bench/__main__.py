@@ -22,13 +22,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from kolejka.worker.pool import Pool
-
 from kolejka.common.limits import Limits
 from kolejka.common.result import Outcome
 from kolejka.common.settings import WorkerSettings
 from kolejka.common.task import Task
 from kolejka.worker.job import Job
+from kolejka.worker.pool import Pool
 from tests.neighbours import needs
 from tests.neighbours.cluster import Cluster
 from tests.neighbours.docker import Docker
