@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from kolejka.common.errors import InputError
 from kolejka.common.limits import Limits
@@ -52,15 +52,17 @@ def consider(task: Task, *, defaults: Limits, ceilings: Limits) -> Intake:
     return Intake(task, Signature.of(task), references)
 
 
-def put(db: Connection, intake: Intake, caller: Caller, key: str | None, now: float) -> tuple[str, bool]:
-    """Accept a task: its id, and whether it is new (it is not when the caller's idempotency key was used before).
+def put(
+    db: Connection, intake: Intake, caller: Caller, key: str | None, now: float
+) -> tuple[str, dict[str, Any] | None]:
+    """Accept a task: its id, and its spec when it is new (it is not when the caller's idempotency key was used before).
 
     InputError when there is no such queue, or a blob that this caller may not have.
     """
     if key is not None:
         known = tasks.id_by_key(db, caller.user_id, key)
         if known is not None:
-            return known, False
+            return known, None
     task = intake.task
     tasks.check_queue(db, task.queue)
     for name, sha in intake.references.items():
@@ -68,11 +70,12 @@ def put(db: Connection, intake: Intake, caller: Caller, key: str | None, now: fl
             raise InputError(f"there is no blob {sha} of yours; upload it", field=f"files.{name}", code="blob_missing")
     task = task.replace(id=new_id(now))
     assert task.id is not None  # set just now
+    spec = task.to_json()
     new = NewTask(
         id=task.id, owner_id=caller.user_id, queue=task.queue, rank=-task.priority, signature=intake.signature.id,
-        signature_words=intake.signature.words, spec=json.dumps(task.to_json()), name=task.name, image=task.image,
+        signature_words=intake.signature.words, spec=json.dumps(spec), name=task.name, image=task.image,
         labels=task.labels, retry=json.dumps(task.retry.to_json()) if task.retry != Retry() else None,
         inputs=tuple(intake.references.values()), idempotency_key=key,
     )  # fmt: skip
     tasks.put(db, new, now)
-    return task.id, True
+    return task.id, spec

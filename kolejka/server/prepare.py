@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -49,7 +50,6 @@ def prepare(settings: ServerSettings, *, patience_s: float = _LOCK_PATIENCE_S) -
 
     NodeError when another server uses it, or it cannot be used at all.
     """
-    _check_tls(settings)
     data = Path(settings.data)
     try:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -64,6 +64,12 @@ def prepare(settings: ServerSettings, *, patience_s: float = _LOCK_PATIENCE_S) -
     return Prepared(lock, tuple(steps), _first_admin(settings))
 
 
+def check_settings(settings: ServerSettings) -> None:
+    """Whether a server could serve under these settings. InputError, NodeError when it could not."""
+    _check_tls(settings)
+    _check_address(settings)
+
+
 def _check_tls(settings: ServerSettings) -> None:
     if bool(settings.certificate) != bool(settings.key):
         raise InputError("TLS needs both a certificate and its key; give --certificate and --key")
@@ -71,6 +77,20 @@ def _check_tls(settings: ServerSettings) -> None:
         path = getattr(settings, name)
         if path and not os.access(path, os.R_OK):
             raise InputError(f"{path} cannot be read", field=f"--{name}")
+
+
+def _check_address(settings: ServerSettings) -> None:
+    """NodeError when nobody can listen where the settings say: gunicorn would try again and again."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            door.bind((settings.host, settings.port))
+        except (OSError, OverflowError) as error:
+            raise NodeError(
+                f"cannot listen: {getattr(error, 'strerror', None) or error}; choose another --host or --port",
+                field=f"{settings.host}:{settings.port}",
+            ) from None
 
 
 def _take(lock: int, data: Path, patience_s: float) -> None:

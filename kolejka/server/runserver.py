@@ -27,7 +27,7 @@ from gunicorn.workers.gasgi import ASGIWorker
 from kolejka.common.settings import ServerSettings
 from kolejka.server.app import Application, create_app
 from kolejka.server.deps import open_deps
-from kolejka.server.prepare import announce, prepare, retract
+from kolejka.server.prepare import announce, check_settings, prepare, retract
 
 logger = logging.getLogger("kolejka.server")
 
@@ -139,6 +139,7 @@ class Server(BaseApplication):
 
 def run_server(settings: ServerSettings) -> None:
     """Prepare the data folder and serve until told to stop. NodeError, InputError when it cannot begin."""
+    check_settings(settings)
     prepared = prepare(settings)
     if prepared.steps:
         logger.info("database migrated", extra={"steps": ",".join(prepared.steps)})

@@ -118,9 +118,10 @@ async def put_result(deps: Deps, call: Call) -> Answer:
         raise InputError(f"{result.result} is no exit code", field="result")
     if result.message is not None:
         result = result.replace(message=result.message.encode(errors="replace").decode().replace("\0", "?"))
+    handed = claims.Handed.of(result)
 
     def work(db: Connection) -> tuple[Held, str]:
-        return claims.accept(db, lease, call.caller.user_id, result, now)
+        return claims.accept(db, lease, call.caller.user_id, handed, now)
 
     try:
         held, state = await ask(deps.store.write(work))

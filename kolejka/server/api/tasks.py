@@ -10,6 +10,7 @@ from typing import Any
 from kolejka.common.errors import Conflict, InputError, NotFound
 from kolejka.common.limits import Limits
 from kolejka.common.states import TaskState
+from kolejka.common.task import Task
 from kolejka.server import intake
 from kolejka.server.api.routes import Answer, Call, plain
 from kolejka.server.auth.tokens import Caller
@@ -64,7 +65,7 @@ async def put_task(deps: Deps, call: Call) -> Answer:
     key = call.request.get_header("Idempotency-Key")
     if key is not None and not 0 < len(key) <= 128:
         raise InputError("the Idempotency-Key has 1 to 128 characters", field="Idempotency-Key")
-    task = call.body
+    task: Task = call.body
     for place, text in (("name", task.name or ""), ("image", task.image or ""), *task.labels.items()):
         try:
             plain(text)
@@ -74,15 +75,23 @@ async def put_task(deps: Deps, call: Call) -> Answer:
     deps.classes.learn(considered.signature)
     now = deps.clock()
 
-    def work(db: Connection) -> tuple[dict[str, Any], bool]:
-        task_id, new = intake.put(db, considered, call.caller, key, now)
-        return _show(db, task_id), new
+    def work(db: Connection) -> tuple[str, dict[str, Any]]:
+        task_id, spec = intake.put(db, considered, call.caller, key, now)
+        return task_id, _show(db, task_id) if spec is None else _new(task_id, spec, call.caller, task, now)
 
-    shown, new = await ask(deps.store.write(work))
-    if new:
-        deps.metrics.put.inc()
-        logger.info("task put", extra={"task": shown["id"], "owner": call.caller.user, "queue": shown["queue"]})
+    task_id, shown = await ask(deps.store.write(work))
+    deps.metrics.put.inc()
+    logger.info("task put", extra={"task": task_id, "owner": call.caller.user, "queue": shown["queue"]})
     return Answer(201, shown)
+
+
+def _new(task_id: str, spec: dict[str, Any], caller: Caller, task: Task, now: float) -> dict[str, Any]:
+    """What ``_show`` would read back of a task that was put just now."""
+    row = dict.fromkeys(tasks.SHOWN) | {
+        "id": task_id, "state": TaskState.WAITING, "owner": caller.user, "queue": task.queue, "rank": -task.priority,
+        "name": task.name, "image": task.image, "created_at": now,
+    }  # fmt: skip
+    return {**task_json(row), "labels": dict(task.labels), "attempts": [], "spec": spec}
 
 
 async def list_tasks(deps: Deps, call: Call) -> Answer:

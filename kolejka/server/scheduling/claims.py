@@ -210,9 +210,20 @@ def heartbeat(db: Connection, words: NodeWords, user_id: int, held: Collection[i
     )
 
 
-def fingerprint(result: Result) -> str:
-    """What tells whether a repeated result is the same."""
-    return hashlib.sha256(json.dumps(result.to_json(), sort_keys=True).encode()).hexdigest()
+@dataclass(frozen=True)
+class Handed:
+    """A result as a node hands it in. ``digest`` tells whether a repeated one is the same."""
+
+    result: Result
+    words: dict[str, Any]
+    digest: str
+
+    @classmethod
+    def of(cls, result: Result) -> Handed:
+        """Made ready for ``accept``."""
+        words = result.to_json()
+        text = json.dumps({**words, "id": None}, sort_keys=True)
+        return cls(result, words, hashlib.sha256(text.encode()).hexdigest())
 
 
 def _show_lease(db: Connection, lease: int, user_id: int) -> Held:
@@ -225,19 +236,17 @@ def _show_lease(db: Connection, lease: int, user_id: int) -> Held:
     return held
 
 
-def accept(db: Connection, lease: int, user_id: int, result: Result, now: Moment) -> tuple[Held, str]:
+def accept(db: Connection, lease: int, user_id: int, handed: Handed, now: Moment) -> tuple[Held, str]:
     """Take a result: the attempt's, and the task's new state.
 
     Conflict when the lease was overtaken, NotFound when another user's node holds it, InputError when the result is
     another task's or refers to bytes that this node has not stored.
     """
-    held = _show_lease(db, lease, user_id)
+    held, result = _show_lease(db, lease, user_id), handed.result
     if result.id not in {None, held.task_id}:
         raise InputError(f"the lease {lease} is for the task {held.task_id}", field="id")
-    result = result.replace(id=held.task_id)
-    digest = fingerprint(result)
     if held.state != AttemptState.RUNNING:
-        if held.result_hash == digest and held.task_state is not None:
+        if held.result_hash == handed.digest and held.task_state is not None:
             return held, held.task_state
         raise Conflict(f"the lease {lease} was overtaken; throw its result away")
     _check_manifest(db, held, result)
@@ -246,14 +255,15 @@ def accept(db: Connection, lease: int, user_id: int, result: Result, now: Moment
     state = TaskState.WAITING if then is Next.WAIT else TaskState.DONE
     leases.end(
         db, lease, state=AttemptState.DONE, now=now.wall, outcome=result.outcome.value, message=result.message,
-        result_hash=digest, task_state=state.value,
+        result_hash=handed.digest, task_state=state.value,
     )  # fmt: skip
     tasks.account(db, held, result, now.wall)
     if then is Next.WAIT:
         _wait_again(db, held, retries=held.retries + 1)
     else:
         blobs.refer(db, held.number, {entry.sha256 for entry in result.manifest.values()}, "output")
-        tasks.finish(db, held.number, held.task_id, result, now.wall)
+        text = json.dumps({**handed.words, "id": held.task_id})
+        tasks.finish(db, held.number, held.task_id, result, text=text, now=now.wall)
     return held, state.value
 
 
@@ -311,7 +321,8 @@ def _finish_without_result(
     db: Connection, number: int, task_id: str, outcome: Outcome, *, message: str, now: Moment
 ) -> None:
     limits = Limits.parse(tasks.spec(db, number).get("limits", {}))
-    tasks.finish(db, number, task_id, Result(outcome, id=task_id, limits=limits, message=message), now.wall)
+    result = Result(outcome, id=task_id, limits=limits, message=message)
+    tasks.finish(db, number, task_id, result, text=json.dumps(result.to_json()), now=now.wall)
 
 
 def cancel(db: Connection, found: tasks.Found, now: Moment) -> None:

@@ -99,14 +99,14 @@ def move(db: Connection, number: int, to: TaskState, **columns: object) -> bool:
     ))  # fmt: skip
 
 
-def finish(db: Connection, number: int, task_id: str, result: Result, now: float) -> None:
-    """The end of a task: its result is stored, and those who wait for it are told."""
+def finish(db: Connection, number: int, task_id: str, result: Result, *, text: str, now: float) -> None:
+    """The end of a task: its result (``text`` is its JSON) is stored, and those who wait for it are told."""
     moved = move(
         db, number, TaskState.DONE, finished_at=now, outcome=result.outcome.value, verdict=result.limit,
         exit_code=result.result,
     )  # fmt: skip
     assert moved  # the caller holds the attempt, or saw the task waiting, in this transaction
-    db.run("INSERT INTO results (number, result) VALUES (?, ?)", number, json.dumps(result.to_json()))
+    db.run("INSERT INTO results (number, result) VALUES (?, ?)", number, text)
     db.announce(TaskDone(task_id))
 
 
@@ -223,7 +223,7 @@ _SHOW = (
     " t.started_at, t.finished_at, t.outcome, t.verdict, t.exit_code, t.node, t.lease, t.cancel_at, s.spec"
     " FROM tasks t JOIN specs s ON s.number = t.number JOIN users u ON u.id = t.owner_id WHERE t.id = ?"
 )
-_SHOWN = (
+SHOWN = (
     "number", "id", "state", "owner", "queue", "rank", "name", "labels", "image", "created_at", "started_at",
     "finished_at", "outcome", "verdict", "exit_code", "node", "lease", "cancel_at", "spec",
 )  # fmt: skip
@@ -233,7 +233,7 @@ def show(db: Connection, task_id: str) -> dict[str, Any]:
     """Everything a listing shows of one task, and its ``spec`` as text."""
     row = db.row(_SHOW, task_id)
     assert row is not None  # the caller has found it in this transaction
-    return dict(zip(_SHOWN, row, strict=True))
+    return dict(zip(SHOWN, row, strict=True))
 
 
 def listing(db: Connection, filters: Filters) -> list[dict[str, Any]]:

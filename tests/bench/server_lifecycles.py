@@ -1,0 +1,131 @@
+"""How many whole lifecycles (put, claim, result) a server does in a second.
+
+``python -m tests.bench.server_lifecycles`` prints JSON: lifecycles per second, processor time of the server for each,
+and the latencies of each kind of request. Sixteen connections put tasks, claim them sixteen at a time and hand in
+results, all at once, against a server process of this measurement's own on loopback, with its defaults (every answer
+durable). The requests are written by hand: a client library would measure itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.neighbours.processes import Program
+
+CONNECTIONS = 16
+BATCH = 16
+AMOUNTS = {"cpus": 1024, "memory": 1 << 50, "swap": 0, "pids": 1 << 30, "storage": 1 << 60, "workspace": 1 << 60}
+
+
+class Connection:
+    """One connection that stays open."""
+
+    def __init__(self, host: str, port: int, token: str, seen: dict[str, list[float]]) -> None:
+        self._address = host, port
+        self._head = f"HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nContent-Length: ".encode()
+        self._seen = seen
+
+    async def open(self) -> None:
+        """Connect."""
+        self._reader, self._writer = await asyncio.open_connection(*self._address)
+
+    async def ask(self, kind: str, method: str, path: str, body: Any) -> Any:
+        """The JSON answer; RuntimeError when it is an error."""
+        data = json.dumps(body).encode()
+        begun = time.perf_counter()
+        self._writer.write(f"{method} /api/v1{path} ".encode() + self._head + b"%d\r\n\r\n" % len(data) + data)
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        answer = await self._reader.readexactly(length)
+        self._seen[kind].append(time.perf_counter() - begun)
+        if not head.startswith(b"HTTP/1.1 2"):
+            raise RuntimeError(answer.decode())
+        return json.loads(answer)
+
+
+async def live(connection: Connection, number: int, until: float) -> int:
+    """Lifecycles of one connection, in batches, until the time is over; how many were finished."""
+    finished = 0
+    spec = {"args": ["true"], "limits": {"time": "10s", "memory": "64M"}, "stdout": "stdout.txt"}
+    claim = {
+        "node": f"node-{number}", "tags": ["cpu:x"], "total": AMOUNTS, "capacity": AMOUNTS, "slots": BATCH, "wait": 1,
+    }  # fmt: skip
+    while time.monotonic() < until:
+        for _ in range(BATCH):
+            await connection.ask("put", "POST", "/tasks", spec)
+        left = BATCH
+        while left > 0:
+            given = (await connection.ask("claim", "POST", "/claims", claim))["attempts"]
+            if not given:
+                break
+            for attempt in given:
+                result = {
+                    "id": attempt["task_id"], "result": 0, "outcome": "ok", "files": [], "manifest": {},
+                    "limits": attempt["spec"]["limits"], "node": {"name": claim["node"], "tags": claim["tags"]},
+                    "stats": {"time": 0.004, "cpu": {"usage": 0.002}, "memory": {"max_usage": 1234567}},
+                }  # fmt: skip
+                await connection.ask("result", "PUT", f"/attempts/{attempt['lease']}/result", result)
+                finished += 1
+            left -= len(given)
+    return finished
+
+
+async def measure(host: str, port: int, token: str, seconds: float) -> dict[str, Any]:
+    """The figures."""
+    seen: dict[str, list[float]] = defaultdict(list)
+    connections = [Connection(host, port, token, seen) for _ in range(CONNECTIONS)]
+    for connection in connections:
+        await connection.open()
+    begun = time.monotonic()
+    counts = await asyncio.gather(
+        *(live(connection, number, begun + seconds) for number, connection in enumerate(connections))
+    )
+    passed = time.monotonic() - begun
+    latencies = {
+        kind: {
+            "count": len(times),
+            "median_ms": round(statistics.median(times) * 1000, 2),
+            "p99_ms": round(sorted(times)[int(len(times) * 0.99)] * 1000, 2),
+        }
+        for kind, times in seen.items()
+    }
+    return {"lifecycles_per_s": round(sum(counts) / passed, 1), "lifecycles": sum(counts), "latency": latencies}
+
+
+def run(seconds: float = 10.0) -> dict[str, Any]:
+    """Start a server, measure, stop it."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        command = [sys.executable, "-m", "kolejka.server", "runserver", "--data", data, "--port", "0"]
+        server = Program("server", command, Path(folder) / "log", {**os.environ, "KOLEJKA_LOG_LEVEL": "warning"})
+        try:
+            server.wait_ready((data / "server.json").exists)
+            url = json.loads((data / "server.json").read_text())["url"]
+            token = (data / "admin.token").read_text().strip()
+            host, port = url.removeprefix("http://").split(":")
+            family = psutil.Process(server.pid).children()
+            before = sum(sum(worker.cpu_times()[:2]) for worker in family)
+            figures = asyncio.run(measure(host, int(port), token, seconds))
+            spent_s = sum(sum(worker.cpu_times()[:2]) for worker in family) - before
+            figures["server_cpu_ms_per_lifecycle"] = round(spent_s * 1000 / figures["lifecycles"], 3)
+        finally:
+            server.stop()
+    return {"server": figures | {"connections": CONNECTIONS, "batch": BATCH}}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=10.0)
+    print(json.dumps(run(parser.parse_args().seconds), indent=2))
