@@ -1,0 +1,5 @@
+"""``python -m kolejka.observer``."""
+
+from kolejka.observer.cli import run
+
+run()
