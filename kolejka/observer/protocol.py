@@ -35,6 +35,9 @@ _LEGACY_IGNORED: Final = frozenset({"cpus_offset", "gpus_offset"})
 _LEGACY_ZERO: Final = frozenset({"gpus", "gpu_memory"})
 """limits no session enforces, but zero of which every session keeps"""
 
+_ECHOED: Final = frozenset({"session_id", "secret", "cgroup_parent", "status"})
+"""fields of our own answers: earlier clients send the answer to ``open`` back as it is"""
+
 Answer = dict[str, Any]
 
 
@@ -94,12 +97,12 @@ class Protocol:
 
     def open(self, caller: Caller, fields: Mapping[str, Any]) -> Answer:
         """A new session."""
-        _only(fields, "limits", "cpuset", "bound", "session_id", "secret")
+        _only(fields, "limits", "cpuset", "bound")
         return _created(self._create(caller, fields))
 
     def attach(self, caller: Caller, fields: Mapping[str, Any]) -> Answer:
         """The caller, or ``pid``, moves into a session; into a new one where none is named."""
-        _only(fields, "limits", "cpuset", "bound", "session_id", "secret", "pid")
+        _only(fields, "limits", "cpuset", "bound", "pid")
         pid = self._whom(caller, fields)
         if "session_id" in fields:
             for name in ("limits", "cpuset", "bound"):
@@ -225,7 +228,7 @@ def _cpuset(fields: Mapping[str, Any]) -> list[int] | None:
 
 def _only(fields: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
     for name in fields:
-        if name not in names and name not in {"session_id", "secret"}:
+        if name not in names and name not in _ECHOED:
             raise InputError("there is no such field for this verb", field=name)
     return fields
 
