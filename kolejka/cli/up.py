@@ -368,7 +368,9 @@ def _told(home: Path, url: str) -> Iterator[None]:
 def _look(places: Places, *, node: bool) -> None:
     """NodeError when this machine lacks what the parts need."""
     names = ("server", "observer", "worker") if node else ("server",)
-    found = doctor_all.checks(names, places.environment)
+    # the observer that the worker will use is still to be started, so the worker looks at what the machine allows
+    environment = {k: v for k, v in places.environment.items() if k != "KOLEJKA_WORKER_OBSERVER"}
+    found = doctor_all.checks(names, environment)
     missing = [check for check in found if not check.ok and (check.required or check.check in names)]
     for check in missing:
         click.echo(f"{check.check}: {check.message}{f'; cure: {check.cure}' if check.cure else ''}", err=True)
