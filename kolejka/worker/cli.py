@@ -36,7 +36,7 @@ class Interrupts:
             signal.signal(number, self._note)
         signal.set_wakeup_fd(writer)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
         self._ordered = True
 
     def fileno(self) -> int:

@@ -1,13 +1,13 @@
 """One task, from its folder to its result: the story of the worker.
 
 read the task → merge the limits → choose a runtime → check that every limit will be held → fill a workspace → open a
-session → build the payload's world and hold the payload → attach it → release it → watch → close the session (kills whoever
-is left, reads the figures) → collect → judge → write the result → take everything down.
+session → build the payload's world and hold the payload → attach it → release it → watch → close the session (kills
+whoever is left, reads the figures) → collect → judge → write the result → take everything down.
 
 The supervisor (this process) is never inside the limited session, so a task that was killed still brings its partial
-output, its files and its figures. Until the release every problem is an error of input or of the node and is raised; the
-result's folder is then as it was. ``attempt`` turns such an error into a result of outcome ``error`` for callers who
-need a result whatever happens.
+output, its files and its figures. Until the release every problem is an error of input or of the node and is raised;
+the result's folder is then as it was. ``attempt`` turns such an error into a result of outcome ``error`` for callers
+who need a result whatever happens.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ def perform(job: Job, tools: Tools) -> Result:
             storage=int(storage) if storage is not None else None,
             observer=tools.observer_socket() if task.observer else None,
         )
-        result = run_held(task, limits, job, run, runtime, workspace, result_folder, tools)
+        result = run_held(
+            task, limits, job, run=run, runtime=runtime, workspace=workspace, folder=result_folder, tools=tools
+        )
         result.save(job.result)
         result_folder.keep()
     return result
@@ -261,6 +263,7 @@ def run_held(
     task: Task,
     limits: Limits,
     job: Job,
+    *,
     run: Run,
     runtime: Runtime,
     workspace: Workspace,
@@ -294,9 +297,13 @@ def run_held(
         close_ends()
         time_limit = limits.get("time")
         seen = watch(
-            running, session.kill, output, gauges(limits, workspace, running), tools.orders,
-            float(time_limit) if time_limit is not None else None,
-        )  # fmt: skip
+            running,
+            session.kill,
+            output=output,
+            gauges=gauges(limits, workspace, running),
+            orders=tools.orders,
+            time_limit_s=float(time_limit) if time_limit is not None else None,
+        )
         report = session.close()
         within = output.drain()
         beyond = None if within else "output"

@@ -122,14 +122,11 @@ class Pool:
         turn = _Turn(job)
         with self._change:
             self._turns.append(turn)
-            while not self._idle and turn.ordered is None and not self._stopping:
-                self._change.wait()
-            if self._stopping:
-                self._turns.remove(turn)
-                raise NodeError("the pool of workers is stopped")
-            if turn.ordered is None:
-                turn.worker = self._idle.pop()
         try:
+            turn.worker = self._take(turn)
+            while turn.worker is not None and turn.worker.process.poll() is not None:
+                self._discard(turn.worker)  # it died while nobody used it
+                turn.worker = self._take(turn)
             if turn.worker is None:
                 return write_error(job, "cancelled before it started", turn.ordered or Outcome.CANCELLED)
             return self._converse(turn, turn.worker)
@@ -165,6 +162,23 @@ class Pool:
             self._idle.clear()
         for worker in workers:
             worker.end(max(1.0, deadline - time.monotonic()))
+
+    def _take(self, turn: _Turn) -> Worker | None:
+        """Wait for an idle process; None when the turn was cancelled meanwhile. NodeError when the pool is stopped."""
+        with self._change:
+            while not self._idle and turn.ordered is None and not self._stopping:
+                self._change.wait()
+            if self._stopping:
+                raise NodeError("the pool of workers is stopped")
+            return self._idle.pop() if turn.ordered is None else None
+
+    def _discard(self, worker: Worker) -> None:
+        """Bury a dead process and start another."""
+        worker.end(0)
+        logger.error("worker died", extra={"run": worker.run, "status": worker.process.returncode})
+        with self._change:
+            self._all.discard(worker)
+        threading.Thread(target=self._replace, name="kolejka-worker-start", daemon=True).start()
 
     @staticmethod
     def _send_cancel(worker: Worker, outcome: Outcome) -> None:
@@ -208,7 +222,7 @@ class Pool:
                 try:
                     said = worker.receive(self._patience(turn))
                 except TimeoutError:
-                    if turn.ordered is None or self._patience(turn) or 0 > 0:
+                    if turn.ordered is None or self._patience(turn) > 0:
                         continue
                     worker.process.kill()
                     return self._bury(turn, worker, "the worker did not end the payload in time and was killed")
@@ -229,7 +243,7 @@ class Pool:
         return Result.parse(said["result"])
 
     @staticmethod
-    def _patience(turn: _Turn) -> float | None:
+    def _patience(turn: _Turn) -> float:
         """Seconds until a worker that was told to cancel must have answered; a glance otherwise, for orders to come."""
         if turn.ordered is None:
             return 60.0
@@ -237,33 +251,32 @@ class Pool:
 
     def _bury(self, turn: _Turn, worker: Worker, message: str) -> Result:
         """Clean up after a dead process, replace it, and tell what happened."""
-        worker.end(0)
-        logger.error("worker died", extra={"run": worker.run, "status": worker.process.returncode})
-        with self._change:
-            self._all.discard(worker)
+        self._discard(worker)
         try:
             sweep(Tools(self._settings))
         except KolejkaError as error:
-            logger.error("left-over not removed", extra={"run": worker.run, "reason": str(error)})
-        threading.Thread(target=self._replace, name="kolejka-worker-start", daemon=True).start()
+            logger.warning("left-over not removed", extra={"run": worker.run, "reason": str(error)})
         _empty(turn.job.result)
         return write_error(turn.job, message, turn.ordered or Outcome.ERROR)
 
     def _replace(self) -> None:
-        if self._stopping:
+        if self._is_stopping():
             return
         try:
             worker = self._spawn()
             self._await_ready(worker)
         except KolejkaError as error:
-            logger.error("worker not replaced", extra={"reason": str(error)})
+            logger.warning("worker not replaced", extra={"reason": str(error)})
             return
         with self._change:
-            if not self._stopping:
+            if not self._is_stopping():
                 self._idle.append(worker)
                 self._change.notify()
                 return
         worker.end(1.0)
+
+    def _is_stopping(self) -> bool:
+        return self._stopping
 
 
 def _empty(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Folders that a stranger's program could write: walking, weighing and removing them without ever being led astray.
 
-Everything goes by directory descriptors and opens without following links, so a symlink planted (or swapped in) anywhere
-leads nowhere. Names are bytes decoded with ``os.fsdecode``: what is not UTF-8 stands as lone surrogates.
+Everything goes by directory descriptors and opens without following links, so a symlink planted (or swapped in)
+anywhere leads nowhere. Names are bytes decoded with ``os.fsdecode``: what is not UTF-8 stands as lone surrogates.
 """
 
 from __future__ import annotations

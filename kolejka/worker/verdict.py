@@ -1,8 +1,8 @@
 """From what was seen to the one word that says how a task ended: pure, and tested as a table.
 
 One reason, and the first cause wins; what happened beside it is a flag. A signal 9 that nobody of us sent and that no
-out-of-memory kill explains is the program's own affair (``signaled``). A program that ended by itself beyond a limit is
-judged by that limit, marked ``finished``.
+out-of-memory kill explains is the program's own affair (``signaled``). A program that ended by itself beyond a limit
+is judged by that limit, marked ``finished``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Watching one payload: moving its output, keeping the limits that no control group keeps, ending it in time.
 
-One loop on one thread sleeps in ``poll`` until something happens: output arrives, the payload ends, somebody cancels, a check
-of the disk is due. Limits on memory, CPU and time are the session's: it kills by itself and says so when it is closed.
-What the loop decides is the *cause*, and the first cause wins.
+One loop on one thread sleeps in ``poll`` until something happens: output arrives, the payload ends, somebody cancels,
+a check of the disk is due. Limits on memory, CPU and time are the session's: it kills by itself and says so when it
+is closed. What the loop decides is the *cause*, and the first cause wins.
 
 The checks of the disk are due when the payload could have filled what is left at full speed, so a limit far away costs
 nothing and a near one is looked at often.
@@ -162,6 +162,7 @@ class Watched:
 def watch(
     task: RunningTask,
     kill: Callable[[], None],
+    *,
     output: Output,
     gauges: Sequence[Gauge],
     orders: Orders,

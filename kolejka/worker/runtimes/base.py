@@ -1,9 +1,9 @@
 """The contract between a worker and the runtimes: what starts a payload, holds it, and ends it.
 
-A runtime builds a world for the payload (file system, namespaces, user), with ``init`` (init.c) as its first process, and
-stops there: ``start`` returns when the payload's own process exists and waits. The worker puts just that process into a
-session and releases it, so every runtime is limited and measured in the same way, from the payload's first instruction,
-and neither the runtime's own processes nor init are counted.
+A runtime builds a world for the payload (file system, namespaces, user), with ``init`` (init.c) as its first process,
+and stops there: ``start`` returns when the payload's own process exists and waits. The worker puts just that process
+into a session and releases it, so every runtime is limited and measured in the same way, from the payload's first
+instruction, and neither the runtime's own processes nor init are counted.
 
 ``Held`` speaks init's protocol for all of them; a runtime adds what it needs to take its world down again.
 """
@@ -114,7 +114,7 @@ class Held:
         self.channel.setblocking(False)
 
     def release(self, stdin: int, stdout: int, stderr: int, largest_file: int = 0) -> None:
-        """Let the payload go with these three descriptors. No file it writes grows beyond ``largest_file`` bytes (0 = any)."""
+        """Let the payload go with these descriptors. No file grows beyond ``largest_file`` bytes (0 = any)."""
         files = array.array("i", [stdin, stdout, stderr])
         self.released_at = time.monotonic()
         with suppress(BrokenPipeError, ConnectionResetError):  # killed while it was held: `read` tells
@@ -171,9 +171,14 @@ class RunningTask(Protocol):
     pid: int
     released_at: float
 
-    def fileno(self) -> int: ...
-    def read(self) -> End | None: ...
-    def release(self, stdin: int, stdout: int, stderr: int, largest_file: int = 0) -> None: ...
+    def fileno(self) -> int:
+        """Readable when ``read`` has something to say."""
+
+    def read(self) -> End | None:
+        """How the payload ended, or None if it has not. Never blocks."""
+
+    def release(self, stdin: int, stdout: int, stderr: int, largest_file: int = 0) -> None:
+        """Let the payload go with these descriptors."""
 
     def storage_used(self) -> int | None:
         """Bytes written outside the working folder, or ``None`` where nobody counts."""
@@ -191,7 +196,9 @@ class RunningTask(Protocol):
 class Images(Protocol):
     """The images of one runtime on this node."""
 
-    def has(self, image: str) -> bool: ...
+    def has(self, image: str) -> bool:
+        """Whether the image is here."""
+
     def size(self, image: str) -> int:
         """Bytes. NotFound where there is no such image."""
 
@@ -211,7 +218,10 @@ class Runtime(Protocol):
     name: ClassVar[str]
     enforces: ClassVar[frozenset[str]]
     """limits it holds by itself, beside those that the session and the worker hold for every runtime"""
-    images: Images
+
+    @property
+    def images(self) -> Images:
+        """Its images on this node."""
 
     def check(self) -> Sequence[Check]:
         """What this runtime needs on this machine, and how to get what is missing."""

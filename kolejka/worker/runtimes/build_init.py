@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Final
 
 COMPILERS: Final = {"x86_64": "x86_64-linux-gnu-gcc", "aarch64": "aarch64-linux-gnu-gcc"}
-OPTIONS: Final = (
-    "-Os -Wall -Wextra -Werror -static -nostdlib -ffreestanding -fno-stack-protector -fno-asynchronous-unwind-tables "
-    "-fno-pie -no-pie -Wl,--build-id=none,-z,noseparate-code,-z,norelro,-n -s"
-).split()
+OPTIONS: Final = [
+    *("-Os", "-Wall", "-Wextra", "-Werror", "-static", "-nostdlib", "-ffreestanding", "-fno-pie", "-no-pie", "-s"),
+    *("-fno-stack-protector", "-fno-asynchronous-unwind-tables"),
+    "-Wl,--build-id=none,-z,noseparate-code,-z,norelro,-n",
+]
 HERE: Final = Path(__file__).parent
 
 

@@ -31,10 +31,10 @@ def choose(name: str, task: Task, runtimes: Mapping[str, Runtime]) -> tuple[Runt
                 return runtime, f"{candidate} has the image {task.image}"
         except KolejkaError as error:
             problem = error
-    error = missing_image(task.image, list(runtimes))
+    missing = missing_image(task.image, list(runtimes))
     if problem is not None:
-        error = InputError(f"{error.message} (and {problem})", field="image", code=error.code)
-    raise error
+        missing = InputError(f"{missing.message} (and {problem})", field="image", code=missing.code)
+    raise missing
 
 
 def missing_image(image: str, runtimes: list[str]) -> InputError:

@@ -1,13 +1,13 @@
 """The docker runtime: containers through the Docker API, of Docker or of Podman's socket.
 
-The engine builds the world and starts our ``init`` in it (base.py); init connects to a socket that only it can see before the
-payload exists, and the payload gets its standard streams over that socket. So the engine neither logs nor carries a byte of
-output, its start and its own processes are not measured, and its way of driving control groups does not matter: the held
-payload is moved into its session by us, as in the sandbox.
+The engine builds the world and starts our ``init`` in it (base.py); init connects to a socket that only it can see
+before the payload exists, and the payload gets its standard streams over that socket. So the engine neither logs nor
+carries a byte of output, its start and its own processes are not measured, and its way of driving control groups does
+not matter: the held payload is moved into its session by us, as in the sandbox.
 
-Everything the container may write is the working folder, ``/tmp`` and ``/dev/shm`` (folders of ours) and the container's
-own layer; the latter three together are its storage, which the worker weighs. Where the engine's storage driver shows no
-such layer the root is read-only.
+Everything the container may write is the working folder, ``/tmp`` and ``/dev/shm`` (folders of ours) and the
+container's own layer; the latter three together are its storage, which the worker weighs. Where the engine's storage
+driver shows no such layer the root is read-only.
 
 The engine must run on this machine: it mounts our folders.
 """
@@ -124,7 +124,7 @@ class Docker:
             import docker.utils
         except ImportError:
             raise NodeError("the docker runtime needs the docker package; `pip install kolejka[node]`") from None
-        words: dict[str, Any] = {"base_url": self._address} if self._address else docker.utils.kwargs_from_env()
+        words: dict[str, Any] = {"base_url": self._address} if self._address else {**docker.utils.kwargs_from_env()}
         try:
             return docker.APIClient(**words, version="auto", timeout=_API_TIMEOUT_S)
         except (docker.errors.DockerException, OSError) as error:
@@ -188,6 +188,8 @@ class Docker:
 
     def _create(self, run: Run, scratch: Mapping[str, Path], control: Path) -> Path | None:
         """Create the container; the folder of its writable layer, where the driver has one."""
+        import docker.types
+
         binds = [f"{run.workspace}:{WORK_FOLDER}", f"{self._init}:{INIT}:ro", f"{control}:{CONTROL}:ro"]
         binds += [f"{scratch['tmp']}:/tmp", f"{scratch['shm']}:/dev/shm"]
         if run.observer is not None:
@@ -199,8 +201,9 @@ class Docker:
             network_mode="default" if run.network else "none",
             cap_drop=["ALL"],
             security_opt=["no-new-privileges"],
-            log_config={"type": "none", "config": {}},
+            log_config=docker.types.LogConfig(type="none"),
             read_only=not layered,
+            tmpfs={"/sys/fs/cgroup": "ro,size=4k,mode=555"},  # in place of the host's control groups
             init=False,
         )
         self.client.create_container(
@@ -242,7 +245,7 @@ class DockerImages:
         import docker.errors
 
         try:
-            about: dict[str, Any] = self._runtime.client.inspect_image(image)
+            about: dict[str, Any] = self._runtime.client.inspect_image(image)  # type: ignore[no-untyped-call]  # no stub
         except docker.errors.NotFound:
             raise NotFound(
                 f"the container engine has no image {image!r}; `docker pull {image}`", field="image"

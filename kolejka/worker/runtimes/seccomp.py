@@ -1,13 +1,14 @@
 """The system calls a payload may not make: a filter in classic BPF, assembled here, handed to bubblewrap.
 
-A deny list on the level of Docker's default profile for a container without capabilities: what administrates the machine
-(mounts, modules, clocks, swap), makes namespaces, reads kernel memory policies or keys, and the large interfaces that
-keep bringing kernel holes (bpf, io_uring, userfaultfd, perf). A denied call fails with EPERM, as it would for lack of
-capability; ``clone3`` fails with ENOSYS, so that libraries fall back to ``clone``, whose flags a filter can see.
+A deny list on the level of Docker's default profile for a container without capabilities: what administrates the
+machine (mounts, modules, clocks, swap), makes namespaces, reads kernel memory policies or keys, and the large
+interfaces that keep bringing kernel holes (bpf, io_uring, userfaultfd, perf). A denied call fails with EPERM, as it
+would for lack of capability; ``clone3`` fails with ENOSYS, so that libraries fall back to ``clone``, whose flags a
+filter can see.
 
 The kernel caches which calls a filter always allows (5.11), so the length of the list costs an allowed call nothing.
-Programs of 32 bits on x86_64 have their own numbers and their own part of the filter; a foreign architecture or the x32
-numbers end the process, respectively do not exist.
+Programs of 32 bits on x86_64 have their own numbers and their own part of the filter; a foreign architecture or the
+x32 numbers end the process, respectively do not exist.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ _PERSONALITY: Final = (135, 92, 136)
 _IOCTL: Final = (16, 29, 54)
 
 NAMESPACES: Final = 0x7E020080
-"""The CLONE_NEW… flags that ``clone`` takes: user, pid, net, ipc, uts, cgroup, mount (time is CLONE_NEWTIME, clone3 only)."""
+"""The CLONE_NEW… flags of ``clone``: user, pid, net, ipc, uts, cgroup, mount, time."""
 FAMILIES_DENIED: Final = (38, 40)
 """AF_ALG (kernel crypto) and AF_VSOCK (the hypervisor's side door)."""
 PERSONALITIES: Final = (0x0, 0x0008, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
@@ -119,7 +120,7 @@ def _rules(column: int) -> list[Instruction]:
 
 @functools.cache
 def program(machine: str = "") -> bytes:
-    """The filter for this machine as the kernel takes it: eight bytes an instruction. NodeError for unknown machines."""
+    """The filter for this machine as the kernel takes it: eight bytes an instruction. NodeError where none is known."""
     machine = machine or platform.machine()
     columns = {"x86_64": (("x86_64", 0), ("i386", 2)), "aarch64": (("aarch64", 1),)}
     if machine not in columns:
