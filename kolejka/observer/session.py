@@ -181,6 +181,7 @@ class Session:
             self.closing = True
             inside, left = self._look(), 0
             if inside:
+                self._check_time()
                 left = self.group.living()
                 self.ended = time.monotonic()
         if inside:

@@ -249,7 +249,7 @@ class Registry:
     def _enlist(self, session: Session) -> None:
         with self._lock:
             for outer in session.outer():
-                if outer.report is not None or outer.id not in self._sessions:
+                if outer.closing or outer.id not in self._sessions:
                     raise Conflict("the session to open it in is closed")
                 if sum(1 for _ in _descendants(outer)) >= self._nested:
                     raise Conflict(f"one session holds at most {self._nested} others; close some first")
