@@ -151,20 +151,23 @@ class Board:
         return lease in self._spooled
 
     def judge(self, leases: Collection[int], verdict: Verdict) -> list[Running]:
-        """Pass a verdict on running attempts; those for which it is news. A spooled lease that is lost is forgotten."""
+        """Pass a verdict on running attempts; those to which it applies now. A spooled lease that is lost is forgotten.
+
+        The same verdict may be passed again: whoever ends attempts does so as often as it is told.
+        """
         with self.changed:
-            news = [
+            judged = [
                 running
                 for lease in leases
-                if (running := self._running.get(lease)) and _WEIGHT[verdict] > _WEIGHT[running.verdict]
+                if (running := self._running.get(lease)) and _WEIGHT[verdict] >= _WEIGHT[running.verdict]
             ]
-            for running in news:
+            for running in judged:
                 running.verdict = verdict
                 running.ended.set()
             if verdict is Verdict.LOST:
                 self._spooled.difference_update(leases)
             self.changed.notify_all()
-            return news
+            return judged
 
     def running(self) -> list[Running]:
         """The running attempts, in order of admission."""

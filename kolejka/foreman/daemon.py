@@ -179,9 +179,7 @@ class Foreman:
     def stop(self) -> None:
         """Kill what runs, give it back, then end."""
         if self.board.move(NodeState.STOPPED):
-            running = [one.lease for one in self.board.running()]
-            logger.info("foreman stops", extra={"running": len(running)})
-            self._spawn(lambda: self.end(running, Verdict.STOPPED), "stop")
+            logger.info("foreman stops", extra={"running": len(self.board.running())})
 
     def wait_finished(self, timeout_s: float | None = None) -> bool:
         """Wait for the end; whether it has come. Raises what ended a thread that should not have."""
@@ -278,7 +276,7 @@ class Foreman:
             while self.pulse.reachable and not board.wait(self._drained, DRAIN_PATIENCE_S):
                 self.pulse.now()
         if board.state is NodeState.STOPPED:
-            board.wait(lambda: not board.placements() and not self._couriers.pending, STOP_PATIENCE_S)
+            self._end_all()
         left = board.backlog()
         board.move(NodeState.STOPPED)
         self._slots.close()
@@ -293,6 +291,15 @@ class Foreman:
             logger.warning("results stay in the spool for the next start", extra={"results": left})
         logger.info("foreman ended")
         self._finished.set()
+
+    def _end_all(self) -> None:
+        """Kill what runs, and wait until it is dead and its leases are given back, but not for ever."""
+        deadline = seconds() + STOP_PATIENCE_S
+        while seconds() < deadline:
+            self.end([running.lease for running in self.board.running()], Verdict.STOPPED)
+            if self.board.wait(lambda: not self.board.placements() and not self._couriers.pending, 1.0):
+                return
+        logger.warning("foreman ends before its payloads", extra={"running": len(self.board.running())})
 
     def _drained(self) -> bool:
         return self.board.state is NodeState.STOPPED or not (self.board.backlog() or self._couriers.pending)

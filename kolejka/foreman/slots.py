@@ -90,7 +90,7 @@ class Slots:
             one.put(None)
 
     def kill(self, running: Running) -> None:
-        """End an attempt whose verdict was passed."""
+        """End an attempt whose verdict was passed. Again is fine, and the way when the pool had not heard of it yet."""
         logger.info("attempt is ended", extra={**_about(running), "verdict": str(running.verdict)})
         job = running.job
         if job is not None:

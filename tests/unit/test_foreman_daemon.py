@@ -184,7 +184,7 @@ def test_heartbeats_name_running_and_spooled_leases(world: World) -> None:
         raise NotAllowed("not now")
 
     world.server.refuse_result = refuse
-    world.pool.finish(0)
+    world.pool.finish_lease(1)
     wait_until(lambda: foreman.board.backlog() == 1)
     foreman.pulse.now()
     wait_until(lambda: world.server.beats[-1]["leases"] == [1, 2])
@@ -256,7 +256,7 @@ def test_results_wait_in_the_spool_while_the_server_is_away(world: World) -> Non
     world.server.put(task("a"), task("b"))
     world.jobs(2)
     world.server.set_down(True)
-    world.pool.finish(0)
+    world.pool.finish_lease(1)
     wait_until(lambda: (world.data / "spool/1").exists())
     assert foreman.board.leases() == [1, 2]
     assert [one.lease for one in foreman.board.running()] == [2]

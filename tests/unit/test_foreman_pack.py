@@ -134,7 +134,7 @@ wishes = st.builds(
     total=amounts, moves=st.lists(st.one_of(wishes, st.integers(0, 7)), max_size=24),
 )  # fmt: skip
 def test_placements_never_overlap_and_never_exceed_the_offer(
-    cores: int, per_core: int, nodes: int, slots: int, total: dict[str, int], moves: list[Wish | int]
+    *, cores: int, per_core: int, nodes: int, slots: int, total: dict[str, int], moves: list[Wish | int]
 ) -> None:
     cpus = threads(cores, per_core, nodes)
     offer = Offer(Limits({"cpus": len(cpus), **total}), cpus, slots)
