@@ -16,11 +16,11 @@ import fcntl
 import hashlib
 import http.client
 import os
+import secrets
 import select
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -131,15 +131,18 @@ def up(*, data: str | None, port: str | None, node: bool) -> int:
         _look(places, node=node)
         stack.enter_context(_told(home, places.url))
         wake = stack.enter_context(_signals())
-        return Up(places, wake).run(node=node)
+        door, address = stack.enter_context(_listening())
+        return Up(places, wake, door, address).run(node=node)
 
 
 class Up:
     """The parts of one ``up``, from start to end."""
 
-    def __init__(self, places: Places, wake: int) -> None:
+    def __init__(self, places: Places, wake: int, door: socket.socket, address: str) -> None:
         self._places = places
         self._wake = wake
+        self._door = door
+        self._address = address
         self._parts: list[Part] = []
 
     def run(self, *, node: bool) -> int:
@@ -150,6 +153,7 @@ class Up:
             systemd.notify("READY=1")
             while True:
                 self._turn(None)
+                _heard(self._door)  # what nobody reads would make the foreman wait
         except _Stop:
             click.echo("stopping")
             return 0
@@ -174,9 +178,8 @@ class Up:
         self._await(observer, lambda: _answers(_UnixConnection(places.socket), "/"))
         click.echo(f"observer  {places.socket}")
         self._make_token()
-        with _listening() as (door, address):
-            foreman = self._begin("foreman", NOTIFY_SOCKET=address, KOLEJKA_CLIENT_TOKEN_FILE=str(places.node_token))
-            self._await(foreman, lambda: _ready(door))
+        foreman = self._begin("foreman", NOTIFY_SOCKET=self._address, KOLEJKA_CLIENT_TOKEN_FILE=str(places.node_token))
+        self._await(foreman, lambda: b"READY=1" in _heard(self._door))
         click.echo(f"foreman   node {ForemanSettings.load().name}")
 
     def _begin(self, name: str, *words: str, **environment: str) -> Part:
@@ -206,6 +209,7 @@ class Up:
         """Wait until something happens. _Stop when told so, _Died when a part ended by itself."""
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
+        poll.register(self._door, select.POLLIN)
         for part in self._parts:
             poll.register(part.pidfd, select.POLLIN)
         poll.poll(None if timeout_s is None else timeout_s * 1000)
@@ -267,12 +271,16 @@ class Up:
 
     def _gone(self, part: Part, timeout_s: float, *, hurry: bool = False) -> bool:
         """Whether the part ends in time; with ``hurry`` a second Ctrl-C ends the waiting."""
+        deadline = time.monotonic() + timeout_s
         poll = select.poll()
         poll.register(part.pidfd, select.POLLIN)
-        if hurry:
-            poll.register(self._wake, select.POLLIN)
-        poll.poll(timeout_s * 1000)
-        _drained(self._wake)
+        poll.register(self._wake, select.POLLIN)
+        poll.register(self._door, select.POLLIN)
+        while part.alive and (left_s := deadline - time.monotonic()) > 0:
+            poll.poll(left_s * 1000)
+            _heard(self._door)
+            if _drained(self._wake) and hurry:
+                break
         return not part.alive
 
 
@@ -438,19 +446,18 @@ def _answers(connection: http.client.HTTPConnection, path: str) -> bool:
 
 @contextmanager
 def _listening() -> Iterator[tuple[socket.socket, str]]:
-    """A socket on which a service says ``READY=1`` (sd_notify(3)), and its address."""
-    with (
-        tempfile.TemporaryDirectory(prefix="kolejka-up-") as folder,
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door,
-    ):
-        address = f"{folder}/notify"
-        door.bind(address)
+    """A socket on which a service says ``READY=1`` and more (sd_notify(3)), and its address."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door:
+        # a name without a file (unix(7), abstract): nothing to remove, and gone with this process
+        door.bind(f"\0kolejka-up-{os.getpid()}-{secrets.token_hex(8)}")
         door.setblocking(False)
-        yield door, address
+        yield door, "@" + door.getsockname()[1:].decode("ascii")
 
 
-def _ready(door: socket.socket) -> bool:
-    try:
-        return b"READY=1" in door.recv(4096).split(b"\n")
-    except BlockingIOError:
-        return False
+def _heard(door: socket.socket) -> list[bytes]:
+    """The words that came since the last look."""
+    words: list[bytes] = []
+    with suppress(BlockingIOError):  # all is read
+        while True:
+            words += door.recv(4096).split(b"\n")
+    return words

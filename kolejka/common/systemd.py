@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 
 
 def notify(*words: str) -> None:
@@ -12,7 +13,11 @@ def notify(*words: str) -> None:
     if not address:
         return
     target = "\0" + address[1:] if address.startswith("@") else address
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door:
+    # A manager that is gone needs no news, and its absence must not keep a service from ending in good order.
+    with (
+        suppress(ConnectionRefusedError, FileNotFoundError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door,
+    ):
         door.connect(target)
         door.send("\n".join(words).encode())
 

@@ -60,7 +60,9 @@ def system() -> Iterator[System]:
     yield made
     if made.program is not None:
         made.program.stop(60)
+    said = {log.name: log.read_text() for log in (made.data / "logs").iterdir()}
     shutil.rmtree(folder)
+    assert [(name, text[-4000:]) for name, text in said.items() if "Traceback" in text] == []
 
 
 def make_task(folder: Path, **words: object) -> Path:

@@ -44,6 +44,11 @@ class UnixServer(socketserver.UnixStreamServer):
         return self.socket.accept()[0], ("", 0)
 
 
+def tell(words: bytes) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door, suppress(ConnectionRefusedError):  # `up` is gone
+        door.sendto(words, os.environ["NOTIFY_SOCKET"].replace("@", "\0"))
+
+
 def serve(server: socketserver.BaseServer) -> None:
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -80,13 +85,18 @@ def daemon() -> None:
             os.unlink(path)
         serve(UnixServer(path, Answer))
     else:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door:
-            door.sendto(b"READY=1\nSTATUS=fine", os.environ["NOTIFY_SOCKET"])
+        tell(b"READY=1\nSTATUS=fine")
     note("started")
+    if HOW == "talks":
+        for _ in range(2000):
+            tell(b"STATUS=fine")
+        note("talked")
     while not ended.wait(0.01):
         if HOW == "die-later" and os.path.exists(f"{NOTES}.die"):
             print(f"the {NAME} says why it dies", file=sys.stderr)
             sys.exit(3)
+    if NAME == "foreman":
+        tell(b"STOPPING=1")
     note("ended")
 
 

@@ -168,6 +168,15 @@ def test_a_foreman_that_drains_too_long_is_told_again(system: System) -> None:
     assert "foreman ended" in system.noted()
 
 
+def test_a_foreman_that_tells_much_is_heard_to_the_end(system: System) -> None:
+    process = system.start(foreman="talks")
+    system.wait_ready(process)
+    wait_until(lambda: "foreman talked" in system.noted())
+    process.send_signal(signal.SIGTERM)
+    assert system.end(process)[0] == 0
+    assert "foreman ended" in system.noted()
+
+
 def test_a_second_interrupt_ends_the_draining_at_once(system: System) -> None:
     process = system.start(foreman="stubborn")
     system.wait_ready(process)
