@@ -149,9 +149,7 @@ def test_only_root_moves_processes_of_others(protocol, registry):
 @pytest.fixture
 def http(protocol, monkeypatch):
     monkeypatch.setattr(server.Caller, "of", lambda door: ROOT)
-    return falcon.testing.TestClient(
-        server.create_app(protocol), headers={"Content-Type": server.CONTENT_TYPE}
-    )
+    return falcon.testing.TestClient(server.create_app(protocol), headers={"Content-Type": server.CONTENT_TYPE})
 
 
 def post(http, path, body, **words):
@@ -185,7 +183,7 @@ def test_a_body_of_another_type_is_refused(http):
     ("error", "status"),
     [(NotAllowed("x"), 403), (Conflict("x"), 409), (NodeError("x"), 500), (ZeroDivisionError(), 500)],
 )
-def test_every_error_has_its_status(http, protocol, registry, monkeypatch, error, status):
+def test_every_error_has_its_status(http, registry, monkeypatch, error, status):
     def fail(*_, **__):
         raise error
 

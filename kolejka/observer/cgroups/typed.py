@@ -243,7 +243,7 @@ class MemoryV2(Files):
     """Memory of version 2."""
 
     max = MaxFile("memory.max")
-    swap_max = since("4.5 with swap", MaxFile("memory.swap.max"))
+    swap_max = MaxFile("memory.swap.max")
     oom_group = since("4.19", FlagFile("memory.oom.group"))
     current = IntegerFile("memory.current", readonly=True)
     peak = since("5.19", IntegerFile("memory.peak"))

@@ -350,6 +350,7 @@ class V1Group(Group):
 
     def attach(self, pid: int) -> None:
         """See ``Group``."""
+        self._fresh = False
         for folder in dict.fromkeys(self.folders.values()):
             write_pid(self._door, folder, pid)
         holder = self.cpuset_holder()

@@ -281,7 +281,8 @@ class V2Group(Group):
             self._pids.max = int(values["pids"])
         if "memory" in values or "swap" in values:
             self._tree.require("memory")
-        if "swap" in values and (self._memory.swap_max is not None or swap_devices()):
+        counts_swap = self._door.exists(self.folder + b"/memory.swap.max")  # 4.5, with swapaccount=1
+        if "swap" in values and (counts_swap or swap_devices()):
             self._memory.swap_max = int(values["swap"])
         if "memory" in values:
             self._memory.max = int(values["memory"])

@@ -1,0 +1,1 @@
+"""Both versions of control groups pass one suite."""
