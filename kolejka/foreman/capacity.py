@@ -30,6 +30,8 @@ DISK_RESERVE: Final = 1 << 30
 WORKSPACE_PART: Final = 0.8
 """of the free disk: for working folders; the rest is for writes elsewhere (`storage`)"""
 
+_MIB_BITS: Final = (1 << 20) - 1
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -63,8 +65,8 @@ def detect(disk: Path, *, root: Path = Path("/"), affinity: Iterable[int] | None
         "memory": memory,
         "swap": swap,
         "pids": _pids(root),
-        "storage": disk_bytes - int(disk_bytes * WORKSPACE_PART),
-        "workspace": int(disk_bytes * WORKSPACE_PART),
+        "storage": int(disk_bytes * (1 - WORKSPACE_PART)) & ~_MIB_BITS,
+        "workspace": int(disk_bytes * WORKSPACE_PART) & ~_MIB_BITS,
         "gpus": len(gpus),
     }
     return Machine(Limits(amounts).replace(), cpus, gpus)
@@ -145,7 +147,7 @@ def _memory(root: Path) -> tuple[int, int]:
         _number(root / "sys/fs/cgroup/memory/memory.limit_in_bytes"),  # v1, the same
     )
     found = min(found, *(bound for bound in bounds if bound is not None), found)
-    memory = found - max(MEMORY_RESERVE, found // 32)
+    memory = (found - max(MEMORY_RESERVE, found // 32)) & ~_MIB_BITS
     if memory < LIMITS["memory"].minimum:
         raise NodeError(
             f"the machine has {LIMITS['memory'].show(found)} of memory, and "

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 
 from kolejka.client.node import NodeClient
 from kolejka.common.checks import Check
-from kolejka.common.errors import KolejkaError
+from kolejka.common.errors import KolejkaError, NodeError
 from kolejka.common.limits import LIMITS
 from kolejka.common.settings import ClientSettings, ForemanSettings, WorkerSettings
 from kolejka.foreman import capacity, tags
-from kolejka.foreman.leftovers import locked
+from kolejka.foreman.leftovers import LOCKED, locked
 
 
 def checks(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSettings) -> list[Check]:
-    """Everything a foreman with these settings would meet when it starts, asked once and changing nothing."""
+    """Everything a foreman with these settings would meet when it starts. One that runs already is no fault."""
     return [
         _checked("data folder", lambda: _data(foreman), "run as root, or name a folder of your own with --data"),
         _checked("capacity", lambda: _capacity(foreman, worker), "mend [foreman] capacity, slots or tags"),
@@ -32,8 +32,13 @@ def _checked(name: str, ask: Callable[[], str], cure: str) -> Check:
 
 
 def _data(foreman: ForemanSettings) -> str:
-    with locked(foreman.data):
-        return f"{foreman.data} is writable and free"
+    try:
+        with locked(foreman.data):
+            return f"{foreman.data} is writable and free"
+    except NodeError as error:
+        if error.code == LOCKED:
+            return f"{foreman.data} is in use by a foreman that runs"
+        raise
 
 
 def _capacity(foreman: ForemanSettings, worker: WorkerSettings) -> str:

@@ -25,6 +25,8 @@ from kolejka.foreman.slots import remove_tree
 
 logger = logging.getLogger(__name__)
 
+LOCKED: Final = "locked"
+"""code of the error when another foreman has the folder"""
 FREE_DEATHS: Final = 2
 REMEMBERED: Final = 1000
 """tasks whose deaths are remembered; the oldest are forgotten first"""
@@ -61,6 +63,7 @@ def locked(data: Path) -> Iterator[None]:
                 f"another foreman (process {owner or 'unknown'}) uses {data}; "
                 "stop it, or name another folder with --data",
                 field="foreman.data",
+                code=LOCKED,
             ) from None
         os.truncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
