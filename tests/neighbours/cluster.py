@@ -48,7 +48,6 @@ class Cluster:
             "PATH": f"{PROGRAMS}:{kept.get('PATH', os.defpath)}",
             "HOME": str(folder / "home"),
             "XDG_CONFIG_HOME": str(folder / "home/.config"),
-            "KOLEJKA_LOG_LEVEL": "debug",
             "KOLEJKA_SERVER_PORT": str(self.port),
             "KOLEJKA_SERVER_DATA": str(folder / "server"),
             "KOLEJKA_CLIENT_SERVER": self.url,
@@ -94,7 +93,7 @@ class Cluster:
 
     def _start(self, name: str, command: Sequence[str], more: Mapping[str, str] = {}) -> Program:
         program = Program(
-            name, [PROGRAMS / command[0], *command[1:]], self.folder / f"{name}.log", {**self.environment, **more}
+            name, [PROGRAMS / command[0], *command[1:]], self.folder / f"{name}.log", {**self.environment, "KOLEJKA_LOG_LEVEL": "debug", **more}
         )
         self.programs[name] = program
         return program
