@@ -15,6 +15,7 @@ import pytest
 
 from tests.neighbours.cluster import PROGRAMS, free_port
 from tests.neighbours.processes import Program
+from tests.support import wait_until
 
 pytestmark = pytest.mark.needs("root", "cgroups", "bwrap")
 
@@ -30,6 +31,7 @@ class System:
         self.environment = {
             **kept, "HOME": str(folder / "home"), "XDG_CONFIG_HOME": str(folder / "home/.config"),
             "KOLEJKA_OBSERVER_CGROUP": f"kolejka-test-{os.getpid()}-up", "KOLEJKA_FOREMAN_NAME": "here",
+            "KOLEJKA_SERVER_HEARTBEAT": "5s",
         }  # fmt: skip
         (folder / "home").mkdir()
         self.program: Program | None = None
@@ -101,12 +103,11 @@ def test_a_second_up_and_a_port_in_use_are_one_line(system: System) -> None:
     assert program.alive
 
 
-def test_a_running_task_survives_no_stop_but_its_task_does(system: System, tmp_path: Path) -> None:
+def test_a_task_that_runs_when_everything_stops_waits_for_the_next_start(system: System, tmp_path: Path) -> None:
     program = system.start()
     folder = make_task(tmp_path / "long", args=["sleep", "600"])
     task_id = system.run("task", "put", folder).stdout.strip()
-    while json.loads(system.run("task", "show", task_id, "--json").stdout)["state"] == "waiting":
-        assert program.alive
+    wait_until(lambda: json.loads(system.run("task", "show", task_id, "--json").stdout)["state"] == "running")
     assert program.stop(60) == 0
     system.start()
     shown = json.loads(system.run("task", "show", task_id, "--json").stdout)
