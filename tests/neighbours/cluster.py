@@ -93,8 +93,9 @@ class Cluster:
 
     def _start(self, name: str, command: Sequence[str], more: Mapping[str, str] = {}) -> Program:
         program = Program(
-            name, [PROGRAMS / command[0], *command[1:]], self.folder / f"{name}.log", {**self.environment, "KOLEJKA_LOG_LEVEL": "debug", **more}
-        )
+            name, [PROGRAMS / command[0], *command[1:]], self.folder / f"{name}.log",
+            {**self.environment, "KOLEJKA_LOG_LEVEL": "debug", **more},
+        )  # fmt: skip
         self.programs[name] = program
         return program
 
