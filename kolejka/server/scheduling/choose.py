@@ -8,7 +8,7 @@ over as a whole: they delay nobody behind them. An exclusive task is given alone
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kolejka.common.limits import Limits
@@ -52,7 +52,7 @@ def choose(
     heap = [(g.rank, counts.get(g.owner, 0), g.first, place, g) for place, g in enumerate(groups)]
     heapq.heapify(heap)
     chosen: list[Choice] = []
-    numbers: dict[int, Iterator[int]] = {}
+    numbers: dict[int, list[int]] = {}
     while heap and len(chosen) < slots:
         rank, count, first, place, group = heapq.heappop(heap)
         current = counts.get(group.owner, 0)
@@ -62,14 +62,13 @@ def choose(
         if not fits_now(group.signature, free) or (group.signature.exclusive and (chosen or not idle)):
             continue  # the free amounts only shrink, so nothing of this group fits later either
         if place not in numbers:
-            numbers[place] = iter(oldest(group, slots - len(chosen)))
-        number = next(numbers[place], None)
-        if number is None:
-            continue
-        chosen.append(Choice(number, group))
+            numbers[place] = list(reversed(oldest(group, slots - len(chosen))))
+        waiting = numbers[place]
+        chosen.append(Choice(waiting.pop(), group))
         if group.signature.exclusive:
             break
         free = take(free, group.signature)
         counts[group.owner] = current + 1
-        heapq.heappush(heap, (rank, current + 1, number, place, group))
+        if waiting:
+            heapq.heappush(heap, (rank, current + 1, waiting[-1], place, group))
     return chosen

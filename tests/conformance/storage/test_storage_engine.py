@@ -1,0 +1,162 @@
+"""What every storage engine promises about transactions, announcements and ends."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+
+import pytest
+
+from kolejka.common.errors import Conflict, Unavailable
+from kolejka.server.storage import tasks, users
+from kolejka.server.storage.base import Announcement, Connection, Store, TaskDone
+from kolejka.server.storage.models import TABLES, Users
+from tests.conformance.storage.conftest import MakeStore
+
+
+def names(store: Store) -> list[str]:
+    return [user["name"] for user in store.read(users.list_users).result()]
+
+
+def add(name: str) -> object:
+    return lambda db: users.add_user(db, name, "client", 0.0)
+
+
+def occupy(store: Store) -> tuple[threading.Event, Future[None]]:
+    """Keep the writer busy until the event is set, so that what is written meanwhile gathers in one batch."""
+    begun, go = threading.Event(), threading.Event()
+
+    def work(_db: Connection) -> None:
+        begun.set()
+        assert go.wait(30)
+
+    future = store.write(work)
+    assert begun.wait(30)
+    return go, future
+
+
+def test_what_was_acknowledged_is_read(store: Store) -> None:
+    for number in range(50):
+        store.write(add(f"user{number:02}")).result()
+        assert len(names(store)) == number + 1
+
+
+def test_a_work_that_raises_changes_nothing_and_spoils_no_other(store: Store, announced: list[Announcement]) -> None:
+    def failing(db: Connection) -> None:
+        users.add_user(db, "half", "client", 0.0)
+        db.announce(TaskDone("half"))
+        raise Conflict("not now")
+
+    go, _ = occupy(store)
+    futures = [store.write(add("before")), store.write(failing), store.write(add("after"))]
+    go.set()
+    assert futures[0].result()
+    with pytest.raises(Conflict, match="not now"):
+        futures[1].result()
+    assert futures[2].result()
+    assert names(store) == ["after", "before"]
+    assert announced == []
+
+
+def test_a_later_work_of_a_batch_sees_the_earlier(store: Store) -> None:
+    go, _ = occupy(store)
+    store.write(add("ala"))
+    second = store.write(add("ala"))
+    go.set()
+    with pytest.raises(Conflict):
+        second.result()
+
+
+def test_works_that_wait_together_are_done_in_order(store: Store) -> None:
+    go, _ = occupy(store)
+    order: list[int] = []
+    futures = [store.write(lambda _db, n=n: order.append(n)) for n in range(1000)]  # type: ignore[misc]
+    go.set()
+    for future in futures:
+        future.result()
+    assert order == list(range(1000))
+
+
+def test_announcements_come_after_the_commit_and_before_the_answer(make_store: MakeStore) -> None:
+    seen: list[tuple[str, list[str]]] = []
+
+    def listener(announcements: object) -> None:
+        for announcement in announcements:  # type: ignore[attr-defined]
+            seen.append((announcement.task_id, names(store)))
+
+    store = make_store(listener)
+
+    def work(db: Connection) -> None:
+        users.add_user(db, "ala", "client", 0.0)
+        db.announce(TaskDone("a"))
+        db.announce(TaskDone("b"))
+
+    store.write(work).result()
+    assert seen == [("a", ["ala"]), ("b", ["ala"])]
+
+
+def test_a_work_dropped_by_its_caller_is_not_done(store: Store) -> None:
+    go, _ = occupy(store)
+    dropped = store.write(add("dropped"))
+    kept = store.write(add("kept"))
+    assert dropped.cancel()
+    go.set()
+    kept.result()
+    assert names(store) == ["kept"]
+
+
+def test_a_reading_work_cannot_write(store: Store) -> None:
+    with pytest.raises(Exception, match="readonly|read-only|read only"):
+        store.read(add("ala")).result()
+    assert names(store) == []
+
+
+def test_a_reading_work_sees_one_moment(store: Store) -> None:
+    looked, go = threading.Event(), threading.Event()
+
+    def work(db: Connection) -> tuple[int, int]:
+        first = len(users.list_users(db))
+        looked.set()
+        assert go.wait(30)
+        return first, len(users.list_users(db))
+
+    reading = store.read(work)
+    assert looked.wait(30)
+    store.write(add("ala")).result()
+    go.set()
+    assert reading.result() == (0, 0)
+    assert names(store) == ["ala"]
+
+
+def test_everything_acknowledged_is_there_after_reopening(make_store: MakeStore) -> None:
+    store = make_store(lambda _: None)
+    store.write(add("ala")).result()
+    queued = [store.write(add(f"user{n}")) for n in range(100)]
+    store.close()
+    store.close()
+    assert all(future.result() for future in queued), "what was queued is done before the end"
+    assert len(names(make_store(lambda _: None))) == 101
+
+
+def test_a_closed_store_says_so(store: Store) -> None:
+    store.close()
+    for future in (store.write(add("ala")), store.read(users.list_users)):
+        with pytest.raises(Unavailable):
+            future.result()
+
+
+def test_a_peewee_query_runs_and_gives_names(store: Store) -> None:
+    store.write(add("ala")).result()
+    rows = store.read(lambda db: db.select(Users.select(Users.name, Users.role).where(Users.name == "ala"))).result()
+    assert rows == [{"name": "ala", "role": "client"}]
+
+
+def test_every_table_has_the_columns_that_its_model_says(store: Store) -> None:
+    for model in TABLES:
+        columns = [field.column_name for field in model._meta.sorted_fields]
+        listed = ", ".join(columns)
+        store.read(lambda db, sql=f"SELECT {listed} FROM {model._meta.table_name}": db.rows(sql)).result()  # type: ignore[misc]
+
+
+def test_there_is_the_queue_that_everybody_uses(store: Store) -> None:
+    assert store.read(tasks.queues).result() == [{"name": "default", "state": "open"}]

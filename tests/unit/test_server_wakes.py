@@ -1,0 +1,134 @@
+"""Who is woken when: nothing falls between looking and waiting, and no wake-up is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from kolejka.server.storage.base import CancelAsked, TaskDone, TaskWaiting
+from kolejka.server.wakes import Waiter, Wakes, wait
+
+A_TASK = TaskWaiting("default", 1)
+
+
+async def forever() -> None:
+    await asyncio.Event().wait()
+
+
+def run(body: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(body, 20))
+
+
+def test_a_result_wakes_those_who_wait_for_it_and_nobody_else() -> None:
+    async def body() -> None:
+        wakes = Wakes()
+        with wakes.for_result("a") as one, wakes.for_result("a") as two, wakes.for_result("b") as other:
+            wakes.deliver([TaskDone("a")])
+            assert one.woken.is_set()
+            assert two.woken.is_set()
+            assert not other.woken.is_set()
+        wakes.deliver([TaskDone("a")])
+
+    run(body())
+
+
+def test_what_happens_while_one_looks_is_not_lost() -> None:
+    async def body() -> None:
+        wakes = Wakes()
+        with wakes.for_result("a") as waiter:
+            waiter.looked()
+            wakes.deliver([TaskDone("a")])  # while the database is asked
+            assert await wait(waiter, 60, forever)
+
+    run(body())
+
+
+def test_a_task_wakes_one_claim_that_wants_it_the_oldest() -> None:
+    async def body() -> None:
+        wakes = Wakes()
+        with (
+            wakes.for_tasks("no", lambda _: False) as unwilling, wakes.for_tasks("a", lambda _: True) as first,
+            wakes.for_tasks("b", lambda _: True) as second,
+        ):  # fmt: skip
+            wakes.deliver([A_TASK])
+            assert [w.woken.is_set() for w in (unwilling, first, second)] == [False, True, False]
+            wakes.deliver([A_TASK])
+            assert [w.woken.is_set() for w in (unwilling, first, second)] == [False, True, True]
+
+    run(body())
+
+
+def test_a_claim_that_leaves_hands_its_wake_up_on() -> None:
+    async def body() -> None:
+        wakes = Wakes()
+        with wakes.for_tasks("b", lambda _: True) as staying:
+            with wakes.for_tasks("a", lambda _: True) as leaving:
+                staying.woken.set()  # busy looking, so the other is chosen
+                wakes.deliver([A_TASK])
+                assert leaving.pending == [A_TASK]
+                staying.looked()
+            assert staying.woken.is_set()
+
+    run(body())
+
+
+def test_a_claim_that_looked_hands_nothing_on() -> None:
+    async def body() -> None:
+        wakes = Wakes()
+        with wakes.for_tasks("b", lambda _: True) as second:
+            second.woken.set()
+            with wakes.for_tasks("a", lambda _: True) as first:
+                wakes.deliver([A_TASK])
+                first.looked()
+                second.looked()
+            assert not second.woken.is_set()
+
+    run(body())
+
+
+def test_claims_that_cannot_tell_are_all_woken() -> None:
+    async def body() -> None:
+        wakes = Wakes()
+        with wakes.for_tasks("a", lambda _: None) as first, wakes.for_tasks("b", lambda _: None) as second:
+            wakes.deliver([A_TASK])
+            assert first.woken.is_set()
+            assert second.woken.is_set()
+
+    run(body())
+
+
+def test_a_cancel_wakes_the_claim_of_that_node() -> None:
+    async def body() -> None:
+        wakes = Wakes()
+        with wakes.for_tasks("a", lambda _: True) as mine, wakes.for_tasks("b", lambda _: True) as other:
+            wakes.deliver([CancelAsked("a")])
+            assert mine.woken.is_set()
+            assert not other.woken.is_set()
+
+    run(body())
+
+
+def test_closing_wakes_everybody() -> None:
+    async def body() -> None:
+        wakes = Wakes()
+        with wakes.for_tasks("a", lambda _: False) as claim, wakes.for_result("t") as result:
+            wakes.close()
+            assert wakes.closing
+            assert await wait(claim, 60, forever)
+            assert await wait(result, 60, forever)
+
+    run(body())
+
+
+def test_waiting_ends_with_the_time_or_with_the_caller() -> None:
+    async def body() -> None:
+        assert not await wait(Waiter(), 0, forever)
+        assert not await wait(Waiter(), 0.01, forever)
+
+        async def gone() -> None:
+            return
+
+        assert not await wait(Waiter(), 60, gone)
+
+    run(body())

@@ -1,0 +1,69 @@
+"""Why a task waits: every reason in words."""
+
+from __future__ import annotations
+
+from kolejka.common.limits import Limits
+from kolejka.common.task import Task
+from kolejka.server.scheduling.match import Offer, Signature
+from kolejka.server.scheduling.why import Machine, reasons
+
+
+def machine(
+    name: str = "anvil", *, state: str = "active", tags: list[str] = [], idle: bool = True, free: dict[str, int] = {},
+    **total: object,
+) -> Machine:  # fmt: skip
+    amounts = Limits.of(**{"cpus": 4, "memory": "8G", **total})
+    return Machine(name, state, Offer(frozenset(tags), amounts, amounts.replace(**free), idle))
+
+
+def why(*machines: Machine, requires: list[str] = [], exclusive: bool = False, ahead: int = 0, **limits: object) -> str:
+    task = Task(("x",), requires=tuple(requires), exclusive=exclusive, limits=Limits.of(**limits))
+    return "; ".join(reasons(Signature.of(task), machines, ahead=ahead, queue="default"))
+
+
+def test_no_node_at_all() -> None:
+    assert why() == "no node has ever connected; start a foreman"
+
+
+def test_no_node_takes_tasks_now() -> None:
+    said = why(machine("a", state="silent"), machine("b", state="draining"))
+    assert said == "no node takes tasks now: a is silent, b is draining"
+
+
+def test_no_node_has_the_tag() -> None:
+    assert why(machine(tags=["x"]), requires=["gpu"]) == "no active node has the tag 'gpu'"
+    assert "gpu" in why(machine(tags=["gpu"], state="silent"), machine("b"), requires=["gpu"])
+
+
+def test_no_node_has_all_the_tags_at_once() -> None:
+    said = why(machine("a", tags=["x"]), machine("b", tags=["y"]), requires=["x", "y"])
+    assert said == "no single node has all the tags x, y"
+
+
+def test_too_big_for_any_node_names_limit_and_most() -> None:
+    said = why(machine(), machine("b", memory="16G"), memory="64G", cpus=2)
+    assert said == "memory of 64G is more than any node with its tags has (the most is 16G)"
+    assert why(machine(), gpus=1) == "gpus of 1 is more than any node with its tags has (the most is 0)"
+
+
+def test_a_network_that_no_node_allows() -> None:
+    assert why(machine(network=False), network=True) == "network is asked for, and no node with its tags allows it"
+
+
+def test_each_amount_is_somewhere_but_not_on_one_node() -> None:
+    said = why(machine("a", cpus=64), machine("b", memory="64G"), cpus=64, memory="64G")
+    assert said == "no single node has everything it asks for at once"
+
+
+def test_fitting_nodes_are_busy_and_others_go_first() -> None:
+    said = why(machine("a", free={"cpus": 0}), cpus=1, ahead=3)
+    assert said == "3 tasks go before it in the queue 'default'; the nodes that fit it are busy: a"
+    assert why(machine("a"), ahead=1) == "1 task goes before it in the queue 'default'"
+
+
+def test_an_exclusive_task_waits_for_an_idle_node() -> None:
+    assert why(machine("a", idle=False), exclusive=True) == "it must be alone on its node, and a is not idle"
+
+
+def test_about_to_be_taken() -> None:
+    assert why(machine()) == "a node that fits it is about to take it"
