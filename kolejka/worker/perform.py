@@ -284,12 +284,13 @@ def run_held(
         stack.callback(output.close)
         ends += [stdout, stderr]
 
+        running = runtime.start(run)
+        stack.callback(end_world, running)
+        # Only now: a session's clock runs from its opening, and a world may take longer to build than a task has.
         kept = Limits({name: value for name, value in limits.values.items() if name in SESSION_ENFORCES})
         session = OnceClosed(tools.sessions.open(kept, cpuset=job.cpuset))
         stack.callback(session.close)
         tools.started(run.name, session.id)
-        running = runtime.start(run)
-        stack.callback(end_world, running)
 
         with suppress(ProcessLookupError):  # ended already: the watch tells how
             session.attach(running.pid)

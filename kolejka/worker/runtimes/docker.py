@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from kolejka.common.checks import Check
 from kolejka.common.errors import KolejkaError, NodeError, NotFound, Unavailable
-from kolejka.worker.runtimes import init
+from kolejka.worker.runtimes import init, seccomp
 from kolejka.worker.runtimes.base import (
     INIT,
     OBSERVER_SOCKET,
@@ -200,7 +200,7 @@ class Docker:
             binds=binds,
             network_mode="default" if run.network else "none",
             cap_drop=["ALL"],
-            security_opt=["no-new-privileges"],
+            security_opt=["no-new-privileges", f"seccomp={seccomp.profile()}"],
             log_config=docker.types.LogConfig(type="none"),
             read_only=not layered,
             tmpfs={"/sys/fs/cgroup": "ro,size=4k,mode=555"},  # in place of the host's control groups

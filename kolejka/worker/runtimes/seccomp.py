@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import platform
 import struct
 from typing import Final
@@ -64,6 +65,10 @@ TIOCSTI: Final = 0x5412
 """Typing into one's terminal, which may be somebody else's."""
 
 _ARCHITECTURES: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7, "i386": 0x40000003}
+_ARCHITECTURE_MAP: Final = [
+    {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86", "SCMP_ARCH_X32"]},
+    {"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": ["SCMP_ARCH_ARM"]},
+]
 _X32: Final = 0x40000000
 
 _LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -116,6 +121,36 @@ def _rules(column: int) -> list[Instruction]:
         _fail(errno.EPERM),
     ]
     return [*rules, (_RETURN, 0, 0, _ALLOW)]
+
+
+@functools.cache
+def profile() -> str:
+    """The same filter as container engines take it: a JSON profile, applied by name for every machine."""
+    arguments = [
+        ("clone", errno.EPERM, {"index": 0, "value": NAMESPACES & 1 << bit, "valueTwo": NAMESPACES & 1 << bit})
+        for bit in range(32)
+        if NAMESPACES & 1 << bit
+    ]
+    rules: list[dict[str, object]] = [
+        {"names": list(DENIED), "action": "SCMP_ACT_ERRNO", "errnoRet": errno.EPERM},
+        {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS},
+    ]
+    rules += [
+        {"names": [name], "action": "SCMP_ACT_ERRNO", "errnoRet": code, "args": [{**words, "op": "SCMP_CMP_MASKED_EQ"}]}
+        for name, code, words in arguments
+    ]
+    equal = [("socket", errno.EAFNOSUPPORT, 0, family) for family in FAMILIES_DENIED]
+    equal.append(("ioctl", errno.EPERM, 1, TIOCSTI))
+    rules += [
+        {
+            "names": [name],
+            "action": "SCMP_ACT_ERRNO",
+            "errnoRet": code,
+            "args": [{"index": index, "value": value, "op": "SCMP_CMP_EQ"}],
+        }
+        for name, code, index, value in equal
+    ]
+    return json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "archMap": _ARCHITECTURE_MAP, "syscalls": rules})
 
 
 @functools.cache
