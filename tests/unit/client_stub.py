@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -284,11 +285,13 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(stub: Stub, port: int = 0) -> Iterator[Stub]:
+def serving(stub: Stub, port: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[Stub]:
     """The stub at its address, until the block ends."""
     handler = type("BoundHandler", (Handler,), {"stub": stub})
     server = Server(("127.0.0.1", port), handler)
-    stub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    stub.url = f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
