@@ -87,6 +87,8 @@ class Claims:
         self._idle = 0
         self._not_before = 0.0
         self._pause_s = 0.0
+        self._dying: frozenset[int] = frozenset()
+        """cancelled leases that the latest answer named; until they are gone every request is answered at once"""
         self._silent = threading.Event()
         """set while the server does not answer, so that the log says it once"""
 
@@ -140,6 +142,8 @@ class Claims:
         if any(request.free.covers(left) for request in self._open):
             return None
         parked_at = max((request.since + PARKED_S for request in self._open), default=now)
+        if self._dying and self._dying.isdisjoint(self._board.leases()):
+            self._dying, self._not_before = frozenset(), 0.0
         return max(0.0, parked_at - now, self._not_before - now)
 
     def _close(self, request: Request) -> None:
@@ -165,6 +169,7 @@ class Claims:
         if self._silent.is_set():
             self._silent.clear()
             logger.info("the server answers again")
+        self._daemon.end(answer.cancel, Verdict.CANCELLED)
         astray = False
         within = list(request.beside)
         try:
@@ -173,9 +178,9 @@ class Claims:
         finally:
             with self._board.changed:
                 self._pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, self._pause_s * 2)) if astray else 0.0
-                self._not_before = seconds() + self._pause_s
+                self._dying = answer.cancel
+                self._not_before = seconds() + max(self._pause_s, FIRST_PAUSE_S if answer.cancel else 0.0)
                 self._close(request)
-        self._daemon.end(answer.cancel, Verdict.CANCELLED)
 
     def _place(self, attempt: Attempt, within: list[Placement]) -> bool:
         """Start one attempt or give it back; False when it does not even fit what it was asked for with."""

@@ -47,6 +47,8 @@ DRAIN_PATIENCE_S: Final = 10.0
 STOP_PATIENCE_S: Final = 10.0
 """how long a stopping foreman waits for payloads to die and for leases to be given back"""
 
+LAST_ANSWERS_S: Final = 0.5
+"""how long an ending foreman listens for answers to requests that wait at the server"""
 _LAST: Final = "end"
 """name of the thread that sees the others off"""
 
@@ -184,7 +186,7 @@ class Foreman:
     def wait_finished(self, timeout_s: float | None = None) -> bool:
         """Wait for the end; whether it has come. Raises what ended a thread that should not have."""
         finished = self._finished.wait(timeout_s)
-        if self._failure is not None:
+        if finished and self._failure is not None:
             raise self._failure
         return finished
 
@@ -279,6 +281,7 @@ class Foreman:
             self._end_all()
         left = board.backlog()
         board.move(NodeState.STOPPED)
+        self._hang_up()
         self._slots.close()
         self._couriers.close(COURIERS)
         self.pulse.close()
@@ -300,6 +303,15 @@ class Foreman:
             if self.board.wait(lambda: not self.board.placements() and not self._couriers.pending, 1.0):
                 return
         logger.warning("foreman ends before its payloads", extra={"running": len(self.board.running())})
+
+    def _hang_up(self) -> None:
+        """Leave no attempt behind in the answer to a request that still waits at the server.
+
+        What was just given back may have gone into such an answer at once. The server notices a closed connection, but
+        not in the moment in which it writes: so listen for a last while, and give back what came.
+        """
+        self.board.wait(lambda: not self._claims.open_requests(), LAST_ANSWERS_S)
+        self.board.wait(lambda: not self._couriers.pending, STOP_PATIENCE_S)
 
     def _drained(self) -> bool:
         return self.board.state is NodeState.STOPPED or not (self.board.backlog() or self._couriers.pending)

@@ -122,6 +122,12 @@ class FakeServer:
         if self.down:
             raise Unavailable("no server")
 
+    def cancel(self, lease: int) -> None:
+        """Wakes the requests that wait, as the server does."""
+        with self.changed:
+            self.cancelled.add(lease)
+            self.changed.notify_all()
+
     def set_down(self, down: bool) -> None:
         with self.changed:
             self.down = down
@@ -138,7 +144,9 @@ class FakeServer:
             def ready() -> list[Task]:
                 return [] if self.down or self.closed else self._fitting(capacity, slots, idle)
 
-            self.changed.wait_for(lambda: ready() or self.down or self.closed, wait_s)
+            self.changed.wait_for(
+                lambda: ready() or self.down or self.closed or self.cancelled.difference(self.results), wait_s
+            )
             self._check()
             found = ready()
             attempts = []
@@ -147,7 +155,7 @@ class FakeServer:
                 lease = next(self._numbers)
                 self.leases[lease] = task
                 attempts.append(Attempt(lease, task.id or "", "owner", task.to_json(), 3600.0))
-            return Claimed(tuple(attempts), frozenset(), self.heartbeat_s)
+            return Claimed(tuple(attempts), frozenset(self.cancelled.difference(self.results)), self.heartbeat_s)
 
     def _fitting(self, capacity: Limits, slots: int, idle: bool) -> list[Task]:
         found: list[Task] = []

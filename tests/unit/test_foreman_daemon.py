@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ from kolejka.client.node import Attempt
 from kolejka.common.errors import Conflict, InputError, NodeError, NotAllowed
 from kolejka.common.limits import Limits
 from kolejka.common.result import Outcome, Result
-from kolejka.foreman import heartbeat, leftovers, slots, upload
+from kolejka.foreman import claims, heartbeat, leftovers, slots, upload
 from kolejka.foreman import spool as spool_module
 from kolejka.foreman.board import NodeState
 from kolejka.foreman.daemon import Foreman
+from kolejka.worker.job import Job
 from tests.support import wait_until
 from tests.unit.foreman_fakes import EMPTY, FakePool, FakeServer, foreman_of, offer_of, task, with_file
 
@@ -62,6 +65,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     for module in (upload, slots, heartbeat):
         monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
         monkeypatch.setattr(module, "LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr("kolejka.foreman.daemon.LAST_ANSWERS_S", 0.01)
     made = World(tmp_path / "data")
     yield made
     made.end()
@@ -198,6 +202,26 @@ def test_a_cancelled_task_is_killed_and_its_result_says_so(world: World) -> None
     world.jobs(1)
     world.server.cancelled.add(1)
     foreman.pulse.now()
+    assert world.results(1)[1].outcome is Outcome.CANCELLED
+
+
+def test_a_cancel_that_a_request_brings_is_obeyed_and_asking_does_not_run_hot_meanwhile(world: World) -> None:
+    world.start(offer_of(2))
+    world.server.put(task("a"))
+    world.jobs(1)
+    wait_until(lambda: len(world.server.claims) == 2)
+    obeyed = threading.Event()
+
+    def slow(job: Job, outcome: Outcome = Outcome.CANCELLED) -> None:
+        obeyed.set()
+
+    real, world.pool.cancel = world.pool.cancel, slow  # type: ignore[method-assign]
+    world.server.cancel(1)
+    assert obeyed.wait(30)
+    before, began = len(world.server.claims), time.monotonic()
+    wait_until(lambda: len(world.server.claims) >= before + 3)
+    assert time.monotonic() - began >= 2 * claims.FIRST_PAUSE_S
+    world.pool.cancel = real  # type: ignore[method-assign]
     assert world.results(1)[1].outcome is Outcome.CANCELLED
 
 
