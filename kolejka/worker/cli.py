@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from pathlib import Path
@@ -58,6 +59,9 @@ def execute(task: Path, result: Path, worker: WorkerSettings, limits: Limits) ->
     from kolejka.worker.job import Job
     from kolejka.worker.perform import Tools, perform
 
+    sessions_log = logging.getLogger("kolejka.observer")
+    if sessions_log.getEffectiveLevel() == logging.INFO:  # the result says what the sessions of our own would log
+        sessions_log.setLevel(logging.WARNING)
     tools = Tools(worker, orders=Interrupts())
     return exit_status(perform(Job(task=task, result=result, limits=limits, runtime=worker.runtime), tools))
 

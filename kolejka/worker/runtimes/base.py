@@ -147,19 +147,22 @@ class Held:
                 self._end = End(None, time.monotonic())
         return self._end
 
+    def wait_readable(self, timeout_s: float) -> bool:
+        """Wait until ``read`` may have something to say. False when that takes longer."""
+        poll = select.poll()
+        poll.register(self.channel, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
+
     def wait_gone(self, timeout_s: float) -> bool:
         """Wait until init has left, which it does when nobody is left to reap."""
         deadline = time.monotonic() + timeout_s
-        poll = select.poll()
-        poll.register(self.channel, select.POLLIN)
         while True:
             try:
                 while self.channel.recv(64):
                     pass
                 return True
             except BlockingIOError:
-                left = deadline - time.monotonic()
-                if left <= 0 or not poll.poll(left * 1000):
+                if not self.wait_readable(max(0.0, deadline - time.monotonic())):
                     return False
             except OSError:
                 return True

@@ -1,0 +1,149 @@
+"""``kolejka-worker`` as people call it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import wait_until
+
+pytestmark = pytest.mark.needs("cgroups", "root", "bwrap")
+
+
+def worker(*args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kolejka.worker", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def task(folder: Path, **fields: Any) -> Path:
+    folder.mkdir()
+    (folder / "kolejka_task.json").write_text(json.dumps(fields))
+    return folder
+
+
+def result(folder: Path) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((folder / "kolejka_result.json").read_text())
+    return data
+
+
+README = {"image": "ubuntu:xenial", "args": ["uname"], "stdout": "stdout.txt",
+          "limits": {"memory": "64M", "cpus": "1", "pids": "16", "time": "1s"}}  # fmt: skip
+
+
+@pytest.mark.needs("busybox")
+def test_the_first_readmes_example_runs_in_the_sandbox(tmp_path: Path, busybox_root_tar: Path) -> None:
+    data = ["--data", tmp_path / "data"]
+    brought = worker("image", "import", "ubuntu:xenial", busybox_root_tar, *data)
+    assert brought.returncode == 0, brought.stderr
+    assert worker("image", "list", *data).stdout.startswith("ubuntu:xenial ")
+    done = worker("execute", task(tmp_path / "task", **README), tmp_path / "result", *data)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "result" / "stdout.txt").read_text() == "Linux\n"
+    assert result(tmp_path / "result")["node"]["runtime"] == "sandbox"
+    assert worker("image", "drop", "ubuntu:xenial", *data).returncode == 0
+
+
+@pytest.mark.needs("docker")
+def test_the_first_readmes_example_runs_in_docker(tmp_path: Path, docker_url: str) -> None:
+    where = ["--data", tmp_path / "data", "--docker", docker_url]
+    done = worker("execute", task(tmp_path / "task", **README), tmp_path / "result", *where)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "result" / "stdout.txt").read_text() == "Linux\n"
+    assert result(tmp_path / "result")["node"]["runtime"] == "docker"
+    absent = worker("execute", task(tmp_path / "t2", image="absent:1", args=["x"]), tmp_path / "r2", *where)
+    assert absent.returncode == 2
+    assert "docker pull absent:1" in absent.stderr
+    assert len(absent.stderr.splitlines()) == 1
+    assert not (tmp_path / "r2").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "status"),
+    [
+        ({"args": ["sh", "-c", "exit 7"]}, [], 7),
+        ({"args": ["sh", "-c", "kill -TERM $$"]}, [], 143),
+        ({"args": ["sleep", "100"]}, ["--time", "200ms"], 124),
+        ({"args": ["yes"]}, ["--output", "1K"], 153),
+        ({"args": ["no-such-program"]}, [], 127),
+    ],
+)
+def test_the_exit_status_is_the_tasks(tmp_path: Path, fields: dict[str, Any], options: list[str], status: int) -> None:
+    done = worker("execute", task(tmp_path / "task", **fields), tmp_path / "r", "--data", tmp_path / "data", *options)
+    assert (done.returncode, done.stderr) == (status, "")
+    assert (tmp_path / "r" / "kolejka_result.json").exists()
+    assert list((tmp_path / "data" / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "words"),
+    [
+        ({"args": ["true"], "file": {}}, [], "file"),
+        ({"args": ["true"], "limits": {"memory": "1MM"}}, [], "limits.memory"),
+        ({"args": ["true"], "files": {"../x": {"content": ""}}}, [], "files"),
+        ({"args": ["true"], "files": ["absent"]}, [], "files.absent"),
+        ({"args": ["true"], "image": "absent:tag"}, ["--docker", "unix:///nowhere"], "absent:tag"),
+        ({"args": ["true"], "limits": {"gpus": 2}}, [], "limits.gpus"),
+        ({"args": ["true"], "stdin": "absent"}, [], "stdin"),
+        ({"args": ["true"]}, ["--runtime", "docker", "--docker", "unix:///nowhere"], "image"),
+        ({"args": ["true"]}, ["--time", "nan"], "time"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_result(
+    tmp_path: Path, fields: dict[str, Any], options: list[str], words: str
+) -> None:
+    done = worker("execute", task(tmp_path / "task", **fields), tmp_path / "r", "--data", tmp_path / "data", *options)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_engine_that_does_not_answer_is_the_nodes_fault(tmp_path: Path) -> None:
+    folder = task(tmp_path / "task", args=["true"], image="x")
+    options = ["--runtime", "docker", "--docker", f"unix://{tmp_path}/nowhere", "--data", tmp_path / "data"]
+    done = worker("execute", folder, tmp_path / "r", *options)
+    assert done.returncode == 125
+    assert "no container engine answers" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_interrupt_cancels_and_still_gives_a_result(tmp_path: Path) -> None:
+    folder = task(tmp_path / "task", args=["sh", "-c", "echo partial; touch here; sleep 1000"], stdout="out")
+    command = [sys.executable, "-m", "kolejka.worker", "execute", folder, tmp_path / "r", "--data", tmp_path / "data"]
+    process = subprocess.Popen(command)
+    wait_until(lambda: list((tmp_path / "data").glob("work/*/task/here")))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert result(tmp_path / "r")["outcome"] == "cancelled"
+    assert (tmp_path / "r" / "out").read_text() == "partial\n"
+
+
+def test_a_large_input_passes_in_constant_memory(tmp_path: Path) -> None:
+    folder = task(tmp_path / "task", args=["cat", "big"], files=["big"], stdout="out", collect=[{"glob": "big"}])
+    with open(folder / "big", "wb") as sink:
+        sink.truncate(256 << 20)
+    command = [sys.executable, "-c", (
+        "import resource, sys; from kolejka.worker.cli import command;"
+        "status = command.main(args=sys.argv[1:], standalone_mode=False);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(status)"
+    ), "execute", str(folder), str(tmp_path / "r"), "--data", str(tmp_path / "data")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "r" / "out").stat().st_size == 256 << 20
+    assert (tmp_path / "r" / "big").stat().st_size == 256 << 20
+    assert int(done.stdout) < 150_000
+
+
+def test_doctor_tells_what_is_here(tmp_path: Path) -> None:
+    done = worker("doctor", "--json", "--data", tmp_path / "data")
+    checks = {check["check"]: check for check in json.loads(done.stdout)}
+    assert done.returncode == 0
+    assert checks["sandbox: bubblewrap"]["ok"]
+    assert checks["sandbox: namespaces"]["ok"]
+    assert checks["sessions"]["ok"]

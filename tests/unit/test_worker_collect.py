@@ -1,0 +1,228 @@
+"""Bringing files back out of a folder that a stranger could write."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from kolejka.common.errors import NodeError
+from kolejka.common.files import hash_file
+from kolejka.common.task import Collect
+from kolejka.worker import collect as collecting
+from kolejka.worker.collect import collect, pattern, result_name
+from kolejka.worker.trees import remove_tree, walk, weight
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    folder = tmp_path / "workspace"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    folder = tmp_path / "result"
+    folder.mkdir()
+    return folder
+
+
+EVERYTHING = [Collect("**")]
+
+
+@pytest.mark.parametrize(
+    ("glob", "yes", "no"),
+    [
+        ("*.txt", ["a.txt", ".txt"], ["a/b.txt", "a.txt2", "a.log"]),
+        ("**/*.txt", ["a.txt", "a/b/c.txt"], ["a.log"]),
+        ("**", ["a", "a/b", "-rf", "new\nline"], []),
+        ("a", ["a", "a/b", "a/b/c"], ["ab", "b/a"]),
+        ("a/", ["a/b"], ["ab"]),
+        ("a/**/z", ["a/z", "a/b/c/z"], ["az", "b/z"]),
+        ("a?c", ["abc"], ["a/c", "ac"]),
+        ("[ab].c", ["a.c", "b.c"], ["c.c", "ab.c"]),
+        ("[!ab]", ["c"], ["a", "/"]),
+        ("a[", ["a["], ["a"]),
+        ("a.c", ["a.c"], ["abc"]),
+        ("[z-a]", ["[z-a]"], ["z"]),
+    ],
+)
+def test_globs(glob: str, yes: list[str], no: list[str]) -> None:
+    assert [name for name in yes if not pattern(glob).match(name)] == []
+    assert [name for name in no if pattern(glob).match(name)] == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "expected"),
+    [
+        (Collect(strip=1), "a/b/c", "b/c"),
+        (Collect(strip=9), "a/b/c", "c"),
+        (Collect(prefix="p/q"), "a/b", "p/q/a/b"),
+        (Collect(strip=1, prefix="p"), "a", "p/a"),
+    ],
+)
+def test_strip_and_prefix(rule: Collect, name: str, expected: str) -> None:
+    assert result_name(rule, name) == expected
+
+
+def test_hash_size_and_mode_are_those_of_the_file(workspace: Path, result: Path) -> None:
+    (workspace / "tool").write_bytes(b"#!")
+    (workspace / "tool").chmod(0o6777)
+    found = collect(workspace, EVERYTHING, result)
+    digest, size = hash_file(result / "tool")
+    assert found.manifest["tool"].to_json() == {"size": size, "mode": "0755", "sha256": digest}
+    assert (result / "tool").stat().st_mode & 0o7777 == 0o755
+
+
+def test_links_fifos_sockets_are_named_and_never_followed(workspace: Path, result: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_text("secret")
+    (workspace / "link").symlink_to(tmp_path / "outside" / "secret")
+    (workspace / "folder").symlink_to(tmp_path / "outside")
+    os.mkfifo(workspace / "fifo")
+    before = os.getcwd()
+    os.chdir(workspace)
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind("socket")
+    os.chdir(before)
+    found = collect(workspace, EVERYTHING, result)
+    assert found.manifest == {}
+    assert set(found.skipped) == {"link", "folder", "fifo", "socket"}
+    assert list(result.iterdir()) == []
+
+
+def test_names_of_the_results_own_win(workspace: Path, result: Path) -> None:
+    for name in ("out", "kolejka_result.json", "free"):
+        (workspace / name).write_text("forged")
+    (workspace / "sub").mkdir()
+    (workspace / "sub" / "free").write_text("second")
+    found = collect(workspace, [Collect("**", strip=1)], result, taken={"out": "standard output"})
+    assert set(found.manifest) == {"free"}
+    assert set(found.skipped) == {"out", "kolejka_result.json", "sub/free"}
+    assert (result / "free").read_text() == "forged"
+
+
+def test_a_file_below_the_name_of_a_file_is_skipped(workspace: Path, result: Path) -> None:
+    (workspace / "out").mkdir()
+    (workspace / "out" / "file").write_text("x")
+    found = collect(workspace, EVERYTHING, result, taken={"out": "standard output"})
+    assert set(found.skipped) == {"out/file"}
+
+
+def test_one_file_may_be_brought_under_two_names(workspace: Path, result: Path) -> None:
+    (workspace / "a").write_text("x")
+    os.link(workspace / "a", workspace / "b")
+    found = collect(workspace, [*EVERYTHING, Collect("a", prefix="again")], result)
+    assert {name: (result / name).read_text() for name in found.manifest} == {"a": "x", "b": "x", "again/a": "x"}
+
+
+def test_more_than_the_limit_is_not_brought(workspace: Path, result: Path) -> None:
+    (workspace / "a").write_bytes(b"x" * 600)
+    (workspace / "b").write_bytes(b"x" * 600)
+    with open(workspace / "c", "wb") as sparse:
+        sparse.truncate(1 << 40)
+    found = collect(workspace, EVERYTHING, result, max_size=1000)
+    assert set(found.manifest) == {"a"}
+    assert set(found.skipped) == {"b", "c"}
+
+
+def test_names_that_are_no_utf8_survive(workspace: Path, result: Path) -> None:
+    name = os.fsdecode(b"\xff\xfe-\n")
+    (workspace / name).write_text("x")
+    assert set(collect(workspace, EVERYTHING, result).manifest) == {name}
+    assert (result / name).read_text() == "x"
+
+
+def test_only_so_many_skipped_names_are_listed(workspace: Path, result: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collecting, "MAX_SKIPPED", 10)
+    for number in range(25):
+        (workspace / f"link{number}").symlink_to("x")
+    found = collect(workspace, EVERYTHING, result)
+    assert (len(found.skipped), found.skipped_more) == (10, 15)
+
+
+def test_a_file_swapped_for_a_link_while_collecting_is_not_followed(
+    workspace: Path, result: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (workspace / "file").write_text("mine")
+    original = collecting._objection
+
+    def swap(*words: object) -> str | None:
+        (workspace / "file").unlink()
+        (workspace / "file").symlink_to(tmp_path / "secret")
+        return original(*words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(collecting, "_objection", swap)
+    found = collect(workspace, EVERYTHING, result)
+    assert found.manifest == {}
+    assert set(found.skipped) == {"file"}
+
+
+def test_a_result_that_cannot_be_written_is_the_nodes_fault(workspace: Path, result: Path) -> None:
+    (workspace / "a").write_text("x")
+    (result / "a").mkdir()
+    with pytest.raises(NodeError, match="a"):
+        collect(workspace, EVERYTHING, result)
+
+
+def _deep(folder: Path, depth: int) -> None:
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=here)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = deeper
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    os.close(here)
+
+
+def test_a_tree_deeper_than_any_path_is_reported_and_removed(workspace: Path, result: Path) -> None:
+    _deep(workspace, 3000)
+    found = collect(workspace, EVERYTHING, result)
+    assert found.manifest == {}
+    assert len(found.skipped) == 1
+    remove_tree(workspace)
+    assert not workspace.exists()
+
+
+def test_removal_copes_with_names_that_it_would_use_itself(workspace: Path) -> None:
+    for number in range(1, 6):
+        (workspace / f".removed-{number}").mkdir()
+        (workspace / f".removed-{number}" / "in").mkdir()
+        (workspace / f".removed-{number}" / "in" / "file").write_text("x")
+    remove_tree(workspace)
+    assert not workspace.exists()
+    remove_tree(workspace)
+
+
+def test_removal_does_not_follow_links(workspace: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "kept").write_text("x")
+    (workspace / "link").symlink_to(tmp_path / "outside")
+    remove_tree(workspace)
+    assert (tmp_path / "outside" / "kept").exists()
+
+
+def test_weight_counts_holes_and_each_file_once(workspace: Path) -> None:
+    (workspace / "a").write_bytes(b"x" * 10_000)
+    base = weight(workspace)
+    assert base >= 10_000
+    os.link(workspace / "a", workspace / "b")
+    assert weight(workspace) == base
+    with open(workspace / "sparse", "wb") as sparse:
+        sparse.truncate(1 << 30)
+    assert weight(workspace) >= 1 << 30
+
+
+def test_a_walk_closes_what_it_opened_when_it_is_left_early(workspace: Path) -> None:
+    (workspace / "a" / "b").mkdir(parents=True)
+    before = len(os.listdir("/proc/self/fd"))
+    steps = walk(workspace)
+    next(steps)
+    next(steps)
+    steps.close()
+    assert len(os.listdir("/proc/self/fd")) == before
