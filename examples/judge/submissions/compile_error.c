@@ -1,0 +1,2 @@
+// No C at all.
+print("6")

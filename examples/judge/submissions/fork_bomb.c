@@ -1,0 +1,7 @@
+// As many processes as it can get, for ever.
+#include <unistd.h>
+
+int main(void) {
+    for (;;)
+        fork();
+}
