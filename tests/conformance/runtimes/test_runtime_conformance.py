@@ -300,7 +300,8 @@ def test_what_is_written_outside_the_working_folder_counts_as_storage(execute: E
 
 def test_every_declared_limit_is_held_or_refused(execute: Execute, subject: Subject) -> None:
     values = {"cpus": 1, "memory": "64M", "swap": 0, "pids": 8, "time": "10s", "cpu_time": "10s", "network": False,
-              "storage": "8M", "workspace": "8M", "output": "1M", "image": "1G", "gpus": 1, "gpu_memory": "1G"}  # fmt: skip
+              "storage": "8M", "workspace": "8M", "output": "1M", "image": "1G", "gpus": 1,
+              "gpu_memory": "1G"}  # fmt: skip
     assert set(values) == set(LIMITS)
     held = SESSION_ENFORCES | WORKER_ENFORCES | subject.runtime.enforces
     for name, value in values.items():
@@ -404,7 +405,8 @@ def test_files_of_the_host_are_not_seen(execute: Execute, tmp_path: Path, subjec
     secret = tmp_path / "secret"
     secret.write_text("secret")
     places = [secret, Path("/etc/shadow"), Path("/home"), Path("/var/lib"), Path("/sys/fs/cgroup/memory"),
-              Path("/run/kolejka/observer/socket"), Path("/var/run/docker.sock"), subject.tools.settings.data]  # fmt: skip
+              Path("/run/kolejka/observer/socket"), Path("/var/run/docker.sock"),
+              subject.tools.settings.data]  # fmt: skip
     listed = " ".join(f"'{place}'" for place in places)
     done = execute(sh(f"for p in {listed}; do cat $p 2>/dev/null; ls $p/* 2>/dev/null; done; true"))
     assert done.stdout.replace("/run/kolejka/observer/socket\n", "") == ""
