@@ -11,6 +11,7 @@ goes when no *request* is left.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import logging
 import os
@@ -44,14 +45,23 @@ _SWITCH_S: Final = 0.001
 class Worker(ASGIWorker):
     """gunicorn's asgi worker, that stops when no request is left."""
 
+    _main: asyncio.Task[None] | None = None
+
     def init_process(self) -> None:
         """Begin the process: it dies with its parent."""
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         sys.setswitchinterval(_SWITCH_S)
         super().init_process()
 
+    async def _serve(self) -> None:
+        """Serve until told to stop; here gunicorn's loop sleeps between its looks at the signal."""
+        self._main = asyncio.current_task()
+        await super()._serve()
+
     def handle_exit_signal(self) -> None:
         """SIGTERM: take nothing new, answer those who wait."""
+        if self.alive and self.servers and self._main is not None:
+            self._main.cancel()  # gunicorn takes this for the end of its sleep
         super().handle_exit_signal()
         self.application.service.close_doors()
 

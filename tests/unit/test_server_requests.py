@@ -78,8 +78,9 @@ def test_any_range_is_a_part_of_the_blob_or_is_refused_or_ignored(text: str, siz
     try:
         piece = parse_range(f"bytes={text}", size)
     except InputError as error:
-        assert error.code == "range_not_satisfiable"
-        return
+        if error.code == "range_not_satisfiable":
+            return
+        raise
     assert piece is None or 0 <= piece[0] < piece[1] <= size
 
 

@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import peewee
 from cysqlite import exceptions
 from playhouse.cysqlite_ext import CySqliteDatabase
 from playhouse.migrations import Runner
@@ -107,7 +108,7 @@ def migrate(path: Path) -> list[str]:
             )
         done: list[str] = runner.up()
         return done
-    except (exceptions.DatabaseError, exceptions.OperationalError) as error:
+    except (exceptions.DatabaseError, peewee.DatabaseError) as error:
         raise NodeError(f"cannot be used as a database: {error}", field=str(path)) from error
     finally:
         database.close()

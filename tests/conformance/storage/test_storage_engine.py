@@ -81,8 +81,7 @@ def test_announcements_come_after_the_commit_and_before_the_answer(make_store: M
     seen: list[tuple[str, list[str]]] = []
 
     def listener(announcements: object) -> None:
-        for announcement in announcements:  # type: ignore[attr-defined]
-            seen.append((announcement.task_id, names(store)))
+        seen.extend((one.task_id, names(store)) for one in announcements)  # type: ignore[attr-defined]
 
     store = make_store(listener)
 
@@ -106,7 +105,7 @@ def test_a_work_dropped_by_its_caller_is_not_done(store: Store) -> None:
 
 
 def test_a_reading_work_cannot_write(store: Store) -> None:
-    with pytest.raises(Exception, match="readonly|read-only|read only"):
+    with pytest.raises(Exception, match=r"readonly|read-only|read only"):
         store.read(add("ala")).result()
     assert names(store) == []
 
