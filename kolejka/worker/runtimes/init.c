@@ -1,6 +1,7 @@
 /* The first process of every payload's world: small, static, without a library.
 
    init CONTROL N CANDIDATE*N ARGUMENT...
+   init as UID PROGRAM ARGUMENT...
 
    CONTROL is the number of an inherited SOCK_SEQPACKET socket, or the path of one to connect to. Over it:
 
@@ -13,6 +14,9 @@
    is limited or measured, and the child runs under its limits from its first instruction. init then reaps orphans until
    nobody is left. It cannot be traced or looked into by the payload, although both have one uid (PR_SET_DUMPABLE).
 
+   The second form becomes PROGRAM under another user and group id, without supplementary groups: Python can then start
+   it by vfork, which copies no page tables of a large worker.
+
    Compiled into init.py by build_init.py, see there.  */
 
 typedef unsigned long word;
@@ -20,7 +24,7 @@ typedef unsigned int u32;
 
 #if defined(__x86_64__)
 enum { CLOSE_RANGE = 436, CONNECT = 42, CLONE = 56, CLOCK_GETTIME = 228, DUP3 = 292, EXECVE = 59,
-       EXIT_GROUP = 231, FACCESSAT = 269, FCNTL = 72, PRCTL = 157, PRLIMIT = 302, RECVMSG = 47, SENDTO = 44, SETSID = 112,
+       EXIT_GROUP = 231, FACCESSAT = 269, FCNTL = 72, PRCTL = 157, PRLIMIT = 302, RECVMSG = 47, SENDTO = 44, SETGROUPS = 116, SETRESGID = 119, SETRESUID = 117, SETSID = 112,
        SOCKET = 41, WAIT4 = 61 };
 static long call(long n, long a, long b, long c, long d, long e, long f) {
   long result;
@@ -34,7 +38,8 @@ static long call(long n, long a, long b, long c, long d, long e, long f) {
 __asm__(".globl _start\n_start:\n xor %ebp,%ebp\n mov %rsp,%rdi\n and $-16,%rsp\n call begin\n hlt\n");
 #elif defined(__aarch64__)
 enum { CLOSE_RANGE = 436, CONNECT = 203, CLONE = 220, CLOCK_GETTIME = 113, DUP3 = 24, EXECVE = 221, EXIT_GROUP = 94,
-       FACCESSAT = 48, FCNTL = 25, PRCTL = 167, PRLIMIT = 261, RECVMSG = 212, SENDTO = 206, SETSID = 157, SOCKET = 198, WAIT4 = 260 };
+       FACCESSAT = 48, FCNTL = 25, PRCTL = 167, PRLIMIT = 261, RECVMSG = 212, SENDTO = 206, SETGROUPS = 159, SETRESGID = 149, SETRESUID = 147,
+       SETSID = 157, SOCKET = 198, WAIT4 = 260 };
 static long call(long n, long a, long b, long c, long d, long e, long f) {
   register long x8 __asm__("x8") = n;
   register long x0 __asm__("x0") = a;
@@ -114,10 +119,18 @@ static void payload(char **candidates, long count, char **arguments, char **envi
   leave(exists ? 126 : 127);
 }
 
+static void become(long id, char **arguments, char **environment) {
+  if (call(SETGROUPS, 0, 0, 0, 0, 0, 0) == 0 && call(SETRESGID, id, id, id, 0, 0, 0) == 0 &&
+      call(SETRESUID, id, id, id, 0, 0, 0) == 0)
+    call(EXECVE, (long)arguments[0], (long)arguments, (long)environment, 0, 0, 0);
+  leave(125);
+}
+
 __attribute__((used)) void begin(word *stack) {
   long argc = stack[0];
   char **argv = (char **)(stack + 1), **environment = argv + argc + 1;
   if (argc < 4) leave(125);
+  if (argv[1][0] == 'a' && argv[1][1] == 's' && !argv[1][2]) become(number(argv[2]), argv + 3, environment);
   call(PRCTL, 4 /* SET_DUMPABLE */, 0, 0, 0, 0, 0);
   call(PRCTL, 36 /* SET_CHILD_SUBREAPER */, 1, 0, 0, 0, 0);
   long channel = argv[1][0] == '/' ? reach(argv[1]) : number(argv[1]), count = number(argv[2]);

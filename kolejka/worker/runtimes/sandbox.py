@@ -261,13 +261,12 @@ class Sandbox:
             words = b"\0".join(os.fsencode(option) for option in options) + b"\0"
             command = [str(self._bwrap), "--args", hand_data("options", words), "--", INIT, str(theirs.fileno())]
             command += [str(len(paths)), *paths, *run.args]
-            as_user: dict[str, Any] = (
-                {"user": run.uid, "group": run.uid, "extra_groups": []} if os.geteuid() == 0 else {}
-            )
+            if os.geteuid() == 0:
+                command = [str(self._init), "as", str(run.uid), *command]
             try:
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, pass_fds=passed,
-                    env={}, cwd="/", umask=0o022, **as_user,
+                    env={}, cwd="/", umask=0o022,
                 )  # fmt: skip
             except OSError as error:
                 ours.close()
