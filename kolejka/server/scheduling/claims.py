@@ -212,7 +212,7 @@ def heartbeat(db: Connection, words: NodeWords, user_id: int, held: Collection[i
 
 @dataclass(frozen=True)
 class Handed:
-    """A result as a node hands it in. ``digest`` tells whether a repeated one is the same."""
+    """A result as a node hands it in: ``words`` without the id. ``digest`` tells whether a repeated one is the same."""
 
     result: Result
     words: dict[str, Any]
@@ -221,8 +221,8 @@ class Handed:
     @classmethod
     def of(cls, result: Result) -> Handed:
         """Made ready for ``accept``."""
-        words = result.to_json()
-        text = json.dumps({**words, "id": None}, sort_keys=True)
+        words = {name: value for name, value in result.to_json().items() if name != "id"}
+        text = json.dumps(words, sort_keys=True)
         return cls(result, words, hashlib.sha256(text.encode()).hexdigest())
 
 
@@ -262,7 +262,7 @@ def accept(db: Connection, lease: int, user_id: int, handed: Handed, now: Moment
         _wait_again(db, held, retries=held.retries + 1)
     else:
         blobs.refer(db, held.number, {entry.sha256 for entry in result.manifest.values()}, "output")
-        text = json.dumps({**handed.words, "id": held.task_id})
+        text = json.dumps({"id": held.task_id, **handed.words})
         tasks.finish(db, held.number, held.task_id, result, text=text, now=now.wall)
     return held, state.value
 

@@ -2,9 +2,9 @@
 
 Two clocks watch an attempt: a node that is silent for the heartbeat time has lost it; one that runs past its hard
 deadline (time limit plus margin) is hung. Either way the attempt is lost and its lease overtaken. The task waits again,
-until it has lost as many attempts as the server's cap: then it ends as ``error`` with its history. A task whose
-``retry`` leaves out ``lost`` asks never to be run twice, and ends at its first loss. ``retry.max`` counts further
-attempts after ends that a result reported.
+until it has lost as many attempts as the server's cap: then it ends as ``error`` with its history. ``retry.max`` counts
+further attempts after ends that a result reported and ``retry.on`` names; an empty ``retry.on`` asks never to be run
+twice, and such a task ends at its first loss.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def after_loss(*, losses: int, cap: int, retry: Retry, cancelled: bool) -> Next:
     """Where a task goes that has now lost ``losses`` attempts."""
     if cancelled:
         return Next.CANCELLED
-    if losses >= cap or "lost" not in retry.on:
+    if losses >= cap or not retry.on:
         return Next.ERROR
     return Next.WAIT
 
