@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kolejka.client.base import ServerClient
-from kolejka.client.results import check_result_folder, save_result
+from kolejka.client.results import check_files, check_result_folder, save_result
 from kolejka.client.transport import IDEMPOTENCY_KEY, quoted
 from kolejka.common.errors import Conflict, InputError, NotFound, Unavailable
 from kolejka.common.limits import Limits
@@ -161,6 +161,7 @@ class KolejkaClient(ServerClient):
             return None
         try:
             result = Result.parse(response.json())
+            check_files(result)
         except InputError as error:
             raise Unavailable(f"{self.server} sent a broken result: {error}", code="broken_result") from None
         if result.id not in {None, id}:

@@ -60,7 +60,6 @@ def fresh_folder(path: Path) -> Iterator[Path]:
 def save_result(result: Result, folder: str | os.PathLike[str], fetch: Fetch) -> None:
     """Make ``folder`` the result's folder. InputError about its place; NodeError when it cannot be written."""
     path = check_result_folder(folder)
-    check_files(result)
     try:
         with fresh_folder(path) as inner:
             have: dict[str, Path] = {}

@@ -204,7 +204,7 @@ def download(
 
 def _continues(response: Response, position: int) -> bool:
     match = re.match(r"bytes ([0-9]+)-", response.headers.get("Content-Range", ""))
-    return response.status == 206 and match is not None and int(match[1]) == position
+    return match is not None and int(match[1]) == position
 
 
 def _announced_end(response: Response, position: int) -> int | None:
