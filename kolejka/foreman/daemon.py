@@ -133,8 +133,8 @@ class Foreman:
     def start(self) -> None:
         """Clean up after an earlier life, then work. NotAllowed when the server knows this node's token not at all."""
         self._pool.start()
-        cut_short = leftovers.clean(self.settings.data)
         entries = self._spool.open()
+        cut_short = leftovers.clean(self.settings.data, [entry.lease for entry in entries])
         self._blobs.open()
         self.board.spool(entry.lease for entry in entries)
         for entry in entries:

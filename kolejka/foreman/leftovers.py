@@ -12,7 +12,7 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,14 +72,18 @@ def locked(data: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def clean(data: Path) -> list[Leftover]:
-    """Remove the attempts that were cut short, oldest first, and count them. Call after the pool's sweep."""
+def clean(data: Path, finished: Collection[int] = ()) -> list[Leftover]:
+    """Remove the attempts that were cut short, oldest first, and count them. Call after the pool's sweep.
+
+    ``finished`` leases have their result in the spool: just their folder was still to be removed.
+    """
     running = data / "running"
     running.mkdir(exist_ok=True, mode=0o711)
     found: list[tuple[int, str]] = []
     for folder in running.iterdir():
         if folder.name.isdigit():
-            found.append((int(folder.name), _task_of(folder)))
+            if int(folder.name) not in finished:
+                found.append((int(folder.name), _task_of(folder)))
             remove_tree(folder)
     found.sort()
     deaths = _count(data / "deaths.json", [task for _, task in found])

@@ -601,6 +601,17 @@ def test_attempts_of_an_earlier_life_are_given_back_after_the_pools_sweep(world:
     assert 41 not in world.server.beats[0]["leases"]
 
 
+def test_a_foreman_killed_between_spool_and_cleaning_gives_no_finished_attempt_back(world: World) -> None:
+    result = world.data / "spool/41"
+    result.mkdir(parents=True)
+    Result(Outcome.OK, result=0, id="old").save(result)
+    (world.data / "running/41/task").mkdir(parents=True)
+    world.start()
+    assert world.results(1)[41].id == "old"
+    wait_until(world.nothing_left)
+    assert world.server.released == {}
+
+
 def test_the_lease_of_a_task_that_kills_foremen_is_left_to_run_out(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
