@@ -10,15 +10,15 @@ PYTEST ?= $(BIN)/python -m pytest
 SOURCES := kolejka tests tools
 
 FAST_TESTS := tests/unit tests/architecture
-SLOW_TESTS := $(wildcard tests/conformance tests/integration tests/compat tests/e2e tests/faults tests/hostile)
+SLOW_TESTS := $(wildcard tests/conformance tests/integration tests/compat tests/e2e tests/faults tests/hostile tests/soak)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench format docs setup packages clean
+.PHONY: help demo test check bench bench-accuracy soak format docs setup packages clean
 .DELETE_ON_ERROR:
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
-		printf '  make %-8s %s\n' "$$name" "$$text"; done
+		printf '  make %-14s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/installed-all ## run one task through a server, an observer and a foreman, and stop them again
 	@$(BIN)/python tools/demo.py
@@ -28,6 +28,12 @@ test: setup lint ## every test there is, real neighbours included (under 10 minu
 
 check: $(VENV)/installed-dev lint ## what one runs all day: format, lint, types, imports, fast tests (under a minute)
 	$(PYTEST) -q $(FAST_TESTS)
+
+bench-accuracy: setup ## measure the measurement: figures of results against ground truth (bench-accuracy.json)
+	$(BIN)/python -m tests.bench.accuracy
+
+soak: setup ## 10000 tasks of mixed fates, then count what they left behind
+	$(BIN)/python -m tests.soak
 
 bench: setup ## measure: cost of a task, latency, tasks per second (bench-results.json)
 	$(BIN)/python -m tests.bench
@@ -43,7 +49,7 @@ setup: packages $(VENV)/installed-dev ## .venv and Debian packages for all of th
 
 clean: ## remove what was made here: .venv, caches, results
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	rm -f bench-results.json
+	rm -f bench-results.json bench-accuracy.json
 	find kolejka tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: lint
