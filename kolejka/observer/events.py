@@ -21,7 +21,7 @@ from typing import Final
 logger = logging.getLogger("kolejka.observer")
 
 Callback = Callable[[], object]
-_HELPERS: Final = 4
+_HELPERS: Final = 8
 
 
 class Timer:

@@ -85,14 +85,19 @@ def run_command(
         )
         os.close(door)
         os.close(reporter)
-        with os.fdopen(listener, "rb") as told, process:
+        with os.fdopen(listener, "rb") as told:
             try:
-                session.attach(process.pid)
-                with suppress(BrokenPipeError):  # it was killed already: its limits are that tight
-                    os.write(opener, b"!")
-            finally:
-                os.close(opener)
-            status = process.wait()
+                try:
+                    session.attach(process.pid)
+                    with suppress(BrokenPipeError):  # it was killed already: its limits are that tight
+                        os.write(opener, b"!")
+                finally:
+                    os.close(opener)  # without the byte the launcher ends by itself
+                status = process.wait()
+            except BaseException:
+                session.kill()
+                process.wait()
+                raise
             words = told.read()
     finally:
         report = session.close()

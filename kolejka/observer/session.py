@@ -147,8 +147,7 @@ class Session:
     def kill(self) -> None:
         """Kill every process, nested sessions included, and return when none is left. The session stays open."""
         self._check_open()
-        self.group.kill()
-        self.group.wait_until_empty()
+        self.group.kill_until_empty()
         with self._lock:
             self._look()
 
@@ -186,8 +185,7 @@ class Session:
                 self.ended = time.monotonic()
         if inside:
             try:
-                self.group.kill()
-                self.group.wait_until_empty()
+                self.group.kill_until_empty()
             except NodeError:
                 self.closing = False
                 raise
@@ -312,8 +310,8 @@ class Session:
         self._registry.loop.aside(self._kill_all)
 
     def _kill_all(self) -> None:
-        with suppress(GroupGone):
-            self.group.kill()
+        with suppress(GroupGone):  # closed meanwhile
+            self.group.kill_until_empty()
 
     def _measure(self) -> Stats:
         """Look at everything, so that the answer holds whatever events are still on their way."""

@@ -400,8 +400,7 @@ class Registry:
             return  # its observer may start again and find them
         if inside:
             logger.info("ending what a dead process left behind", extra={"group": group.path})
-            group.kill()
-            group.wait_until_empty()
+            group.kill_until_empty()
         group.remove()
 
 

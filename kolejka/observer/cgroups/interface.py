@@ -31,6 +31,8 @@ from kolejka.observer.cgroups.files import Door, GroupGone
 
 KILL_S: Final = 10.0
 """How long the processes of a killed or frozen group may take; beyond it something is stuck in the kernel."""
+_AGAIN_S: Final = 0.5
+"""After so long the kill is repeated: somebody may have been moved in meanwhile."""
 _PF_EXITING: Final = 0x4
 _SIGKILL_BIT: Final = 1 << (signal.SIGKILL - 1)
 _VOLATILE: Final = 0x7FFFFFFF
@@ -178,6 +180,18 @@ class Group(abc.ABC):
         finally:
             if watch is not None:
                 os.close(watch)
+
+    def kill_until_empty(self, timeout_s: float = KILL_S) -> None:
+        """Kill, again if need be, and return when no process is left. NodeError when they stay."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self.kill()
+            try:
+                self.wait_until_empty(min(_AGAIN_S, timeout_s))
+                return
+            except NodeError:
+                if time.monotonic() > deadline:
+                    raise
 
     def living(self) -> int:
         """Processes in the group that nobody is ending yet: not dead, not dying, no SIGKILL on its way."""
