@@ -38,6 +38,9 @@ def test_a_hostile_program_gets_its_verdict(execute: Execute, compiled: Path, so
     for flag in words.get("flags", "").split():
         assert flag.endswith("?") or flag in done.result.flags
     assert done.result.stats.time is not None
+    time_limit = done.result.limits.get("time")
+    if outcome == "limit" and rest != "time" and time_limit is not None:
+        assert done.result.stats.time < time_limit / 2, "it was ended by its limit, not left until its time was up"
     if "wanted" in words.get("collect", ""):
         assert "wanted" in done.result.files
 

@@ -52,26 +52,27 @@ def everybody_reaches(path: Path) -> bool:
 
 
 def reach(folder: Path) -> Path:
-    """A path by which every user gets to ``folder``, which itself lets everybody pass.
+    """A path by which every user gets to ``folder`` (or file), which itself lets everybody pass.
 
-    The folder's own path where that does; else, for root, a mount of it in a namespace of our own. NodeError when
+    Its own path where that does; else, for root, a mount of it in a namespace of our own. NodeError when
     neither can be had.
     """
     if os.geteuid() != 0 or everybody_reaches(folder):
         return folder
-    known: dict[Path, Path] = _own.__dict__.setdefault("known", {})
-    if folder not in known:
+    known: dict[tuple[Path, int], Path] = _own.__dict__.setdefault("known", {})
+    key = folder, folder.stat().st_ino  # a socket of the same name may be another one tomorrow
+    if key not in known:
         leave_host_namespace()
         if "staged" not in _own.__dict__:
             STAGE.mkdir(parents=True, exist_ok=True)
             mount_memory(STAGE, 1 << 20)
             _own.staged = True
-        place = STAGE / hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-        place.mkdir(exist_ok=True)
+        place = STAGE / hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        place.mkdir() if folder.is_dir() else place.touch()
         flags = ctypes.c_ulong(MS_BIND | MS_REC)
         _check(_libc.mount(os.fsencode(folder), os.fsencode(place), None, flags, None), f"{folder}: mounting it again")
-        known[folder] = place
-    return known[folder]
+        known[key] = place
+    return known[key]
 
 
 def leave_stage() -> None:

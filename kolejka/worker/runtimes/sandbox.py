@@ -248,7 +248,7 @@ class Sandbox:
             options += ["--bind", str(folder / run.workspace.name), WORK_FOLDER, "--chdir", WORK_FOLDER]
             options += ["--ro-bind", str(mounts.reach(self._init.parent) / self._init.name), INIT]
             if run.observer is not None:
-                options += ["--bind", str(run.observer), OBSERVER_SOCKET]
+                options += ["--bind", str(mounts.reach(run.observer)), OBSERVER_SOCKET]
             options += ["--seccomp", hand_data("filter", seccomp.program())]
             for name, value in run.environment.items():
                 options += ["--setenv", name, value]

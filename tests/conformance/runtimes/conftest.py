@@ -116,6 +116,7 @@ def execute(subject: Subject, tmp_path: Path) -> Execute:
         args: Sequence[str],
         *,
         orders: Orders | None = None,
+        tools: Tools = subject.tools,
         cpuset: tuple[int, ...] | None = None,
         ceilings: Limits | None = None,
         slot: int = 0,
@@ -133,7 +134,8 @@ def execute(subject: Subject, tmp_path: Path) -> Execute:
             spec["image"] = subject.image
         (folder / "kolejka_task.json").write_text(json.dumps({k: v for k, v in spec.items() if v is not None}))
         result = tmp_path / f"result-{number}"
-        tools = subject.tools if orders is None else replace(subject.tools, orders=orders)
+        if orders is not None:
+            tools = replace(tools, orders=orders)
         job = Job(
             folder, result, blobs=blobs, limits=ceilings or Limits(), runtime=subject.name, slot=slot, cpuset=cpuset
         )

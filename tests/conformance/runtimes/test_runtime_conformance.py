@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kolejka.common.errors import InputError
+from kolejka.common.errors import InputError, NodeError
 from kolejka.common.limits import LIMITS, Limits
 from kolejka.common.result import Outcome
 from kolejka.worker.perform import SESSION_ENFORCES, WORKER_ENFORCES
@@ -413,6 +415,22 @@ def test_files_of_the_host_are_not_seen(execute: Execute, tmp_path: Path, subjec
 
 
 @isolating
+def test_the_observers_socket_is_there_for_those_who_ask_and_reachable(
+    execute: Execute, subject: Subject, short_path: Path
+) -> None:
+    script = sh("test -S /run/kolejka/observer/socket && echo there; true")
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(short_path / "socket"))
+        settings = replace(subject.tools.settings, observer=str(short_path / "socket"))
+        asked = execute(script, tools=replace(subject.tools, settings=settings), observer=True)
+        silent = execute(script, tools=replace(subject.tools, settings=settings))
+    assert (asked.stdout, silent.stdout) == ("there\n", "")
+    (short_path / "socket").unlink()
+    with pytest.raises(NodeError, match="kolejka-observer"):
+        execute(script, tools=replace(subject.tools, settings=settings), observer=True, collect=[])
+
+
+@isolating
 def test_system_folders_cannot_be_written(execute: Execute) -> None:
     script = (
         "for p in / /bin /usr /etc /dev /proc/sys/kernel /run/kolejka; do echo x > $p/planted && echo $p; done; true"
@@ -444,8 +462,6 @@ def test_an_image_that_is_not_here_is_one_clear_line(execute: Execute, subject: 
         with pytest.raises(InputError, match=r"absent:tag.*image import"):
             execute(["true"], image="absent:tag")
         return
-    from dataclasses import replace
-
     from kolejka.common.task import Task
     from kolejka.worker.runtimes.choose import choose
 
