@@ -5,9 +5,10 @@ more may become free. The older request cannot be taken back: an answer on its w
 of. So it stays, and a second one names the new figures. Three rules keep that cheap and right:
 
 - No request is sent while one that is open offers at least what is free now.
-- A request without an answer for ``PARKED_S`` is *parked*: the server has nothing that fits it. Only when all open ones
-  are parked is another sent. So while tasks are plentiful requests follow one another, each with exact figures; they
-  overlap only where a longer wait would leave something unused.
+- A request without an answer for ``PARKED_S`` (or a few of the server's usual round trips, where that is longer) is
+  *parked*: the server has nothing that fits it. Only when all open ones are parked is another sent. So while tasks are
+  plentiful requests follow one another, each with exact figures; they overlap only where waiting for an answer would
+  leave something unused.
 - Two overlapping requests may together bring more than fits. What does not fit is given back at once, unstarted.
 
 Each request occupies a thread. They all run the same loop; one more starts when all are busy, at most one for each slot
@@ -32,6 +33,8 @@ from kolejka.foreman.pack import Free, Misfit, Placement, Wish
 logger = logging.getLogger(__name__)
 
 PARKED_S: Final = 0.05
+PARKED_ROUND_TRIPS: Final = 4
+PARKED_AT_MOST_S: Final = 1.0
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 10.0
 REFUSED_PAUSE_S: Final = 30.0
@@ -76,11 +79,12 @@ class Claims:
     """The requests of one node. ``backlog`` results that wait for the server stop the asking."""
 
     def __init__(self, board: Board, daemon: Asks, *, wait_s: float, spawn: Callable[[Callable[[], None], str], object],
-                 backlog: int = 256) -> None:  # fmt: skip
+                 round_trip_s: Callable[[], float] = lambda: 0.0, backlog: int = 256) -> None:  # fmt: skip
         self._board = board
         self._daemon = daemon
         self._wait_s = wait_s
         self._spawn = spawn
+        self._round_trip_s = round_trip_s
         self._backlog = backlog
         self._open: list[Request] = []
         self._threads = 0
@@ -141,7 +145,8 @@ class Claims:
             return None
         if any(request.free.covers(left) for request in self._open):
             return None
-        parked_at = max((request.since + PARKED_S for request in self._open), default=now)
+        patience_s = min(max(PARKED_S, PARKED_ROUND_TRIPS * self._round_trip_s()), PARKED_AT_MOST_S)
+        parked_at = max((request.since + patience_s for request in self._open), default=now)
         if self._dying and self._dying.isdisjoint(self._board.leases()):
             self._dying, self._not_before = frozenset(), 0.0
         return max(0.0, parked_at - now, self._not_before - now)

@@ -123,7 +123,10 @@ class Foreman:
         self._spool = Spool(data / "spool")
         self.pulse = Pulse(self.board, self._beat, self.end)
         self._couriers = Couriers(self.board, self._spool, server, self.pulse)
-        self._claims = Claims(self.board, self, wait_s=min(settings.wait, 30.0), spawn=self._spawn)
+        self._claims = Claims(
+            self.board, self, wait_s=min(settings.wait, 30.0), spawn=self._spawn,
+            round_trip_s=lambda: self.pulse.round_trip_s,
+        )  # fmt: skip
         self._slots = Slots(
             self.board, pool, folder=data / "running", blobs=self._blobs, spool=self._spool, couriers=self._couriers,
             fetch=server.get_blob, ceilings=settings.ceilings, runtime=runtime, node=self._node,
