@@ -248,7 +248,8 @@ def soak_all(folder: Path, tasks: int, slots: int, *, say: Callable[[str], objec
         step = max(1, (tasks - soak.report.tasks) // 20)
         while soak.report.tasks < tasks:
             soak.run(min(step, tasks - soak.report.tasks))
-            say(f"{soak.report.tasks} tasks, {soak.report.seconds:.0f} s, {len(soak.report.wrong)} wrong")
+            wrong = "".join(f"\n  {entry}" for entry in soak.report.wrong)
+            say(f"{soak.report.tasks} tasks, {soak.report.seconds:.0f} s, {len(soak.report.wrong)} wrong{wrong}")
         soak.compare(before, soak.settle())
         soak.kill_workers()
         soak.run(len(FATES))
