@@ -161,21 +161,39 @@ def signature_words(db: Connection, signature: int) -> str:
     return str(row[0])
 
 
+def _next_class() -> str:
+    """SQL for the oldest task of the class after ``h``: the nearest step that leads to one.
+
+    Each step is one search in the index of the waiting; a comparison of rows, which says the same, would walk
+    through all tasks of the class.
+    """
+    columns = ("queue", "signature_id", "rank", "owner_id")
+    steps = []
+    for place in range(len(columns) - 1, -1, -1):
+        same = "".join(f" AND n.{column} = h.{column}" for column in columns[:place])
+        steps.append(
+            f"(SELECT n.number FROM tasks n WHERE n.state = 'waiting'{same} AND n.{columns[place]} > h.{columns[place]}"  # noqa: S608 constants
+            " ORDER BY n.queue, n.signature_id, n.rank, n.owner_id, n.number LIMIT 1)"
+        )
+    return f"COALESCE({', '.join(steps)})"
+
+
+_GROUPS = (
+    "WITH RECURSIVE heads (queue, signature_id, rank, owner_id, number) AS ("  # noqa: S608 constants
+    " SELECT * FROM (SELECT queue, signature_id, rank, owner_id, number FROM tasks WHERE state = 'waiting'"
+    " ORDER BY queue, signature_id, rank, owner_id, number LIMIT 1) f"
+    " UNION ALL SELECT t.queue, t.signature_id, t.rank, t.owner_id, t.number FROM heads h JOIN tasks t"
+    f" ON t.number = {_next_class()})"
+    " SELECT queue, signature_id, rank, owner_id, number FROM heads"
+)
+
+
 def waiting_groups(db: Connection) -> list[tuple[str, int, int, int, int]]:
     """Queue, signature, rank, owner and oldest number of each class of waiting tasks.
 
-    A loose scan: one step through the index of the waiting per class, however many tasks are in it.
+    A loose scan: a few searches in the index of the waiting for each class, however many tasks are in it.
     """
-    order = "queue, signature_id, rank, owner_id"
-    return [tuple(row) for row in db.rows(
-        f"WITH RECURSIVE heads ({order}, number) AS ("  # noqa: S608 constants
-        f" SELECT * FROM (SELECT {order}, number FROM tasks WHERE state = 'waiting' ORDER BY {order}, number LIMIT 1) f"
-        f" UNION ALL SELECT t.queue, t.signature_id, t.rank, t.owner_id, t.number FROM heads h JOIN tasks t"
-        f" ON t.number = (SELECT n.number FROM tasks n WHERE n.state = 'waiting'"
-        f" AND (n.queue, n.signature_id, n.rank, n.owner_id) > (h.queue, h.signature_id, h.rank, h.owner_id)"
-        f" ORDER BY n.queue, n.signature_id, n.rank, n.owner_id, n.number LIMIT 1))"
-        f" SELECT {order}, number FROM heads"
-    )]  # fmt: skip
+    return [tuple(row) for row in db.rows(_GROUPS)]
 
 
 def oldest(db: Connection, queue: str, signature: int, *, rank: int, owner_id: int, count: int) -> list[int]:

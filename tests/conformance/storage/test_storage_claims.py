@@ -259,6 +259,7 @@ def test_who_may_have_a_blob(cluster: Cluster, ala: Caller, smith: Caller) -> No
         cluster.put(ola, files={"in": {"reference": SHA}})
     assert (caught.value.code, caught.value.field) == ("blob_missing", "files.in")
     cluster.put(ala, files={"in": {"reference": SHA}})
+    assert not readable(ola), "it is another owner's task that refers to it"
     assert not readable(smith)
     (given,) = cluster.claim(smith).given
     assert readable(smith)

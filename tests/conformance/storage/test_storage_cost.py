@@ -1,0 +1,48 @@
+"""What a claim costs does not depend on how much waits. Counted in steps of the database, not in time."""
+
+from __future__ import annotations
+
+import cysqlite
+import pytest
+
+from kolejka.server.auth.tokens import Caller
+from kolejka.server.storage.sqlite import SqliteConnection, SqliteStore
+from tests.conformance.storage.conftest import Cluster
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """SQLite's virtual machine reports every tenth of its steps here."""
+    seen: list[str] = []
+    rows = SqliteConnection.rows
+
+    def counted(self: SqliteConnection, sql: str, *values: object) -> list[tuple[object, ...]]:
+        raw: cysqlite.Connection = self._raw
+        raw.progress(lambda: seen.append(sql) or 0, 10)  # type: ignore[func-returns-value]
+        try:
+            return rows(self, sql, *values)
+        finally:
+            raw.progress(None)
+
+    monkeypatch.setattr(SqliteConnection, "rows", counted)
+    return seen
+
+
+def test_a_claim_takes_as_many_steps_with_twenty_thousand_waiting_as_with_two_hundred(
+    cluster: Cluster, ala: Caller, smith: Caller, steps: list[str]
+) -> None:
+    if not isinstance(cluster.store, SqliteStore):
+        pytest.skip("steps are counted on SQLite")
+    ola = cluster.user("ola")
+    counts = []
+    for more in (200, 20_000):
+        for caller in (ala, ola):
+            cluster.put(caller, count=more)
+            cluster.put(caller, count=more, requires=["gpu"], priority=3)
+        steps.clear()
+        given = cluster.claim(smith, slots=16).given
+        counts.append(len(steps))
+        assert len(given) == 16
+        for one in given:
+            cluster.finish(smith, one.lease)
+    assert counts[1] <= counts[0] * 1.2, counts
