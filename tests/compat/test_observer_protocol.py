@@ -34,7 +34,7 @@ def observer(tmp_path_factory):
         yield door
         process.terminate()
         assert process.wait(30) == 0
-    assert not list(Path("/sys/fs/cgroup").glob("**/" + ROOT))
+    assert not [place for place in Path("/sys/fs/cgroup").iterdir() if (place / ROOT).is_dir()]
 
 
 def answers(door: Path) -> bool:

@@ -25,8 +25,14 @@ pytestmark = pytest.mark.needs("cgroups")
 ROOT = f"kolejka-test-sessions-{os.getpid()}"
 
 
+def tops() -> list[Path]:
+    """Our folder in every hierarchy. Other people's folders come and go, so nobody looks into them."""
+    mount = Path("/sys/fs/cgroup")
+    return [path for path in (mount / ROOT, *(place / ROOT for place in mount.iterdir())) if path.is_dir()]
+
+
 def groups() -> set[str]:
-    return {str(path) for path in Path("/sys/fs/cgroup").glob("**/" + ROOT + "/*") if path.is_dir()}
+    return {str(path) for top in tops() for path in top.iterdir() if path.is_dir()}
 
 
 @pytest.fixture
@@ -35,7 +41,7 @@ def registry():
     yield registry
     registry.stop()
     assert groups() == set()
-    assert not list(Path("/sys/fs/cgroup").glob("*/" + ROOT))
+    assert tops() == []
 
 
 @pytest.fixture
@@ -115,7 +121,7 @@ def test_cpu_time_is_counted_over_all_processes(registry, payload):
     wait_until(lambda: not session.inside())
     report = session.close()
     assert report.limit == "cpu_time"
-    assert 0.3 <= report.stats.cpu.usage < 0.6
+    assert 0.3 <= report.stats.cpu.usage < 0.5
 
 
 def test_what_ends_by_itself_beyond_its_cpu_time_is_that_limit(registry, payload):
@@ -162,7 +168,7 @@ def test_page_cache_that_fills_the_limit_is_no_verdict(registry, payload, tmp_pa
     report = session.close()
     assert report.limit is None
     assert report.stats.memory.oom_kills == 0
-    assert report.stats.memory.max_usage <= 32 << 20
+    assert 31 << 20 <= report.stats.memory.max_usage <= 32 << 20, "the limit was met"
 
 
 def test_exit_137_is_no_verdict(registry, payload):
