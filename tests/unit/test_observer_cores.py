@@ -18,7 +18,7 @@ ALL = frozenset(range(8))
         (8, ALL, {}, set(ALL)),
         (100, frozenset({0, 1}), {}, {0, 1}),
         (1, ALL, {0: 1, 4: 0}, {1}),
-        (1, ALL, {cpu: 1 for cpu in ALL} | {6: 0, 2: 0}, {2}),
+        (1, ALL, dict.fromkeys(ALL, 1) | {6: 0, 2: 0}, {2}),
         (2, frozenset({0, 1, 2}), {}, {0, 1}),
         (3, ALL, {}, {0, 4, 1}),
     ],
