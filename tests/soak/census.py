@@ -56,13 +56,16 @@ def _real_user(folder: Path) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("Uid:"))
 
 
-def held_by(pid: int) -> Held:
-    """What a process holds. ProcessLookupError or FileNotFoundError when it is gone."""
+def held_by(pid: int, below: Path) -> Held:
+    """What a process holds; of mounts, those of folders below ``below``, because others mount things too.
+
+    ProcessLookupError or FileNotFoundError when it is gone.
+    """
     folder = Path("/proc", str(pid))
     status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line)
     return Held(
         descriptors=len(list((folder / "fd").iterdir())),
-        mounts=len((folder / "mountinfo").read_text().splitlines()),
+        mounts=(folder / "mountinfo").read_text().count(f"{below}/"),
         resident=int(status.get("VmRSS", "0 kB").split()[0]) * 1024,
     )
 
@@ -72,11 +75,11 @@ def entries(*folders: Path) -> list[str]:
     return [str(entry) for folder in folders if folder.is_dir() for entry in folder.iterdir()]
 
 
-def take(programs: Iterable[int], group: str, users: range, *folders: Path) -> Census:
-    """Look now."""
+def take(programs: Iterable[int], group: str, users: range, below: Path, *folders: Path) -> Census:
+    """Look now; ``folders`` should be empty."""
     left = [*groups_below(group), *processes_of(users), *entries(*folders)]
     held: dict[int, Held] = {}
     for pid in programs:
         with suppress(FileNotFoundError, ProcessLookupError):  # replaced meanwhile
-            held[pid] = held_by(pid)
+            held[pid] = held_by(pid, below)
     return Census(tuple(left), held)

@@ -188,7 +188,7 @@ class Soak:
     def look(self) -> census.Census:
         """What is there now."""
         work, state = self.folder / "worker/work", self.folder / "sessions"
-        found = census.take(self.programs(), self.cluster.cgroup, self.users, work, self.temporary)
+        found = census.take(self.programs(), self.cluster.cgroup, self.users, self.folder, work, self.temporary)
         sessions = [path for path in census.entries(state) if Path(path).name != "owner.json"]
         return replace(found, left=(*found.left, *sessions))
 
@@ -218,7 +218,7 @@ class Soak:
 def open_soak(folder: Path, slots: int) -> Iterator[Soak]:
     """A soak that is ready to run; afterwards everything is stopped, and what even then is left is in its report."""
     soak = Soak(folder, slots)
-    mounts = census.held_by(os.getpid()).mounts
+    mounts = census.held_by(os.getpid(), folder).mounts
     inherited = os.environ.get("TMPDIR")
     os.environ["TMPDIR"] = str(soak.temporary)
     try:
@@ -236,7 +236,7 @@ def open_soak(folder: Path, slots: int) -> Iterator[Soak]:
             os.environ["TMPDIR"] = inherited
     left = [*census.groups_below(soak.cluster.cgroup), *census.processes_of(soak.users)]
     left += [str(top) for top in census.CGROUPS.glob(f"*/{soak.cluster.cgroup}")]
-    more = census.held_by(os.getpid()).mounts - mounts
+    more = census.held_by(os.getpid(), folder).mounts - mounts
     soak.report.left += [*(f"after the stop: {name}" for name in left), *([f"{more} mounts"] if more > 0 else [])]
 
 
