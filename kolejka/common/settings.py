@@ -284,6 +284,12 @@ class ObserverSettings(Section, section="observer"):
     cgroup: str = setting("kolejka", "name of the control group below which all sessions live", kind="text")
     nested: int = setting(64, "sessions that one session may hold open below it", kind="count")
     remember: float = setting(300.0, "how long the stats of a closed session can be asked for", kind="time")
+    favor_moves: bool = setting(
+        True,
+        "have this machine's kernel move processes into control groups in microseconds instead of milliseconds "
+        "(mount option favordynmods, kernel 6.0)",
+        kind="flag",
+    )
 
 
 @dataclass(frozen=True)

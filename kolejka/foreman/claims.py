@@ -143,7 +143,7 @@ class Claims:
         left = self._board.free()
         if not left.slots or not left.cpus or self._board.backlog() >= self._backlog:
             return None
-        if False:
+        if any(request.free.covers(left) for request in self._open):
             return None
         patience_s = min(max(PARKED_S, PARKED_ROUND_TRIPS * self._round_trip_s()), PARKED_AT_MOST_S)
         parked_at = max((request.since + patience_s for request in self._open), default=now)

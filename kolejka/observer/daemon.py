@@ -35,6 +35,7 @@ from kolejka.common.errors import InputError, KolejkaError, NodeError
 from kolejka.common.settings import ObserverSettings
 from kolejka.observer.cgroups.choose import choose
 from kolejka.observer.cgroups.interface import Owner
+from kolejka.observer.cgroups.moves import favor
 from kolejka.observer.protocol import Protocol
 from kolejka.observer.server import MAX_BODY, create_app
 from kolejka.observer.sessions import Registry
@@ -58,6 +59,8 @@ def serve(settings: ObserverSettings) -> None:
     group = _group(settings.group)
     owner = Owner(choose(settings.cgroup), durable=True, number=StateFolder(settings.state).owner)
     owner.close()  # only to say what is wrong before anything starts
+    if settings.favor_moves and (reason := favor()):
+        logger.warning("moves into control groups stay slow", extra={"reason": reason})
     door = listen(settings.socket, group)
     _Daemon(settings, group, door.detach()).run()
 

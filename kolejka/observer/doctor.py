@@ -12,6 +12,7 @@ from kolejka.common.errors import KolejkaError
 from kolejka.common.limits import Limits
 from kolejka.common.settings import ObserverSettings
 from kolejka.observer.cgroups.choose import choose
+from kolejka.observer.cgroups.moves import are_favored
 from kolejka.observer.client import ObserverClient, ObserverError
 from kolejka.observer.sessions import Registry
 
@@ -25,6 +26,7 @@ def checks(settings: ObserverSettings) -> Iterable[Check]:
     else:
         yield from tree.checks()
         yield _session(settings)
+    yield _moves()
     yield _swap()
     yield _observer(settings)
 
@@ -39,6 +41,14 @@ def _session(settings: ObserverSettings) -> Check:
     except (KolejkaError, OSError) as error:
         return Check("a session", False, f"cannot be made: {error}", "mend the lines above, or run as root")
     return Check("a session", True, "can be opened, limited, measured and closed")
+
+
+def _moves() -> Check:
+    return Check(
+        "moves", bool(are_favored()), "a process enters a control group in microseconds" if are_favored()
+        else "a process enters a control group in milliseconds; the observer changes that at its start (kernel 6.0)",
+        "kolejka-observer", required=False,
+    )  # fmt: skip
 
 
 def _swap() -> Check:
