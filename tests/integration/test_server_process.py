@@ -24,10 +24,8 @@ from kolejka.common.errors import NodeError
 from kolejka.common.settings import ServerSettings
 from kolejka.server.prepare import prepare
 from tests.integration.server_process import AMOUNTS, Caller, Server
+from tests.neighbours.certificates import make_certificate
 from tests.support import wait_until
-
-TLS = Path(__file__).parent / "tls"
-"""A certificate of nobody for 127.0.0.1, good for a hundred years."""
 
 
 @pytest.fixture
@@ -264,12 +262,12 @@ def test_what_a_crash_left_of_an_upload_is_swept(server: Server) -> None:
 
 
 def test_a_certificate_makes_it_tls(tmp_path: Path) -> None:
-    key, certificate = TLS / "key.pem", TLS / "certificate.pem"
-    server = Server(tmp_path, "--certificate", str(certificate), "--key", str(key)).start()
+    certificate = make_certificate(tmp_path)
+    server = Server(tmp_path, "--certificate", str(certificate.chain), "--key", str(certificate.key)).start()
     try:
         assert server.url.startswith("https://")
         host, port = server.url.removeprefix("https://").split(":")
-        context = ssl.create_default_context(cafile=str(certificate))
+        context = ssl.create_default_context(cafile=str(certificate.authority))
         connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=30)
         connection.request("GET", "/api/v1/whoami", headers={"Authorization": f"Bearer {server.admin.token}"})
         assert json.loads(connection.getresponse().read())["role"] == "admin"

@@ -1,7 +1,4 @@
-"""A server is believed by its certificate only.
-
-``client_certificate.pem`` holds a key and a certificate for 127.0.0.1 that nobody but these tests trusts.
-"""
+"""A server is believed by its certificate only."""
 
 from __future__ import annotations
 
@@ -13,21 +10,25 @@ import pytest
 
 from kolejka.client.transport import Transport
 from kolejka.common.errors import InputError
+from tests.neighbours.certificates import Certificate, make_certificate
 from tests.unit.client_stub import TOKEN, Stub, serving
 
-CERTIFICATE = Path(__file__).with_name("client_certificate.pem")
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
-def stub() -> Iterator[Stub]:
+def stub(certificate: Certificate) -> Iterator[Stub]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATE)
+    context.load_cert_chain(certificate.chain, certificate.key)
     with serving(Stub(), tls=context) as served:
         yield served
 
 
-def test_a_certificate_of_ones_own_authority_is_trusted_when_named(stub: Stub) -> None:
-    transport = Transport(stub.url, TOKEN, ca=str(CERTIFICATE))
+def test_a_certificate_of_ones_own_authority_is_trusted_when_named(stub: Stub, certificate: Certificate) -> None:
+    transport = Transport(stub.url, TOKEN, ca=str(certificate.authority))
     assert stub.url.startswith("https://")
     assert transport.request("GET", "/whoami").json()["user"] == "ann"
     transport.close()
@@ -41,10 +42,10 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_with_the_cure(stub: St
     assert stub.asked == [], "the token went to nobody"
 
 
-def test_a_certificate_for_another_name_is_refused(stub: Stub) -> None:
+def test_a_certificate_for_another_name_is_refused(stub: Stub, certificate: Certificate) -> None:
     port = stub.url.rpartition(":")[2]
     with pytest.raises(InputError, match="is not trusted"):
-        Transport(f"https://localhost:{port}", TOKEN, ca=str(CERTIFICATE)).request("GET", "/whoami")
+        Transport(f"https://localhost:{port}", TOKEN, ca=str(certificate.authority)).request("GET", "/whoami")
     assert stub.asked == []
 
 
