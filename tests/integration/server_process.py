@@ -78,10 +78,10 @@ class Server:
         self.admin.ask("POST", "/users", {"name": name, "role": role}, status=201)
         return Caller(self, self.admin.ask("POST", "/tokens", {"user": name}, status=201).json["token"])
 
-    def crash(self) -> None:
+    def crash(self, worker: psutil.Process | None = None) -> None:
         """SIGKILL, and wait until nothing of it is left."""
         assert self.program is not None
-        worker = self.worker
+        worker = worker or self.worker
         os.kill(self.program.pid, 9)
         self.program.process.wait()
         wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, about="worker gone")

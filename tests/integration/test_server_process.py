@@ -131,9 +131,24 @@ def test_an_attempt_outlives_a_server_that_was_away_longer_than_a_heartbeat(serv
     away = threading.Event()
     away.wait(1.5)  # longer than a heartbeat: the thing that is tested
     server.start()
+    later = server.admin.put(requires=["witness"])
+    smith.claim("witness", tags=["witness"])
+
+    def the_clocks_were_looked_at() -> bool:
+        smith.beat(given["lease"])
+        return server.admin.state(later) == "waiting"
+
+    wait_until(the_clocks_were_looked_at)
     assert server.admin.state(task_id) == "running"
     smith.finish(given["lease"], result=0)
     assert server.admin.state(task_id) == "done"
+
+
+def test_a_killed_server_takes_its_worker_along(server: Server) -> None:
+    worker = server.worker
+    worker.suspend()  # it cannot notice anything by itself
+    server.crash(worker)
+    server.start()
 
 
 def test_a_stop_answers_those_who_wait_at_once_and_loses_nothing(server: Server) -> None:
