@@ -6,7 +6,7 @@ import json
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 
-from kolejka.cli.umbrella import PROGRAMS, program
+from kolejka.cli.programs import PROGRAMS, program
 from kolejka.common.checks import Check
 
 PATIENCE_S = 60.0

@@ -1,8 +1,7 @@
 """``kolejka``: all programs under one name.
 
 ``up`` and ``doctor`` are its own. ``server``, ``foreman``, ``observer`` and ``worker`` become those programs; every
-other word is a command of ``kolejka-client``. Programs are started by the interpreter that runs this one; ``-P`` keeps
-the folder in which somebody happens to stand off the import path.
+other word is a command of ``kolejka-client``.
 """
 
 from __future__ import annotations
@@ -15,14 +14,9 @@ from typing import Final, NoReturn
 import click
 
 from kolejka.cli.options import main
+from kolejka.cli.programs import PROGRAMS, program
 
-PROGRAMS: Final = ("client", "server", "foreman", "observer", "worker")
 OWN: Final = ("up", "doctor")
-
-
-def program(name: str, *words: str) -> list[str]:
-    """The words that start ``kolejka-<name>``."""
-    return [sys.executable, "-P", "-m", f"kolejka.{name}", *words]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

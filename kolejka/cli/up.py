@@ -33,7 +33,7 @@ import click
 
 from kolejka.cli import doctor_all
 from kolejka.cli.exits import INFRASTRUCTURE
-from kolejka.cli.umbrella import program
+from kolejka.cli.programs import program
 from kolejka.common import systemd
 from kolejka.common.errors import InputError, KolejkaError, NodeError
 from kolejka.common.settings import ForemanSettings, ObserverSettings, ServerSettings

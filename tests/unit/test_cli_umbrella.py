@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from kolejka.cli import doctor_all
-from kolejka.cli.umbrella import program, target
+from kolejka.cli.programs import program
+from kolejka.cli.umbrella import target
 
 KOLEJKA = Path(sys.executable).parent / "kolejka"
 

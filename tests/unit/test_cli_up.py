@@ -20,9 +20,9 @@ from tests.support import wait_until
 FAKE = Path(__file__).with_name("fake_part.py")
 DRIVER = """
 import os, sys
-import kolejka.cli.umbrella as umbrella
-umbrella.program = lambda name, *words: [sys.executable, "-S", {fake!r}, name, *words]
-import kolejka.cli.up as up, kolejka.cli.doctor_all as doctor_all
+import kolejka.cli.programs as programs
+programs.program = lambda name, *words: [sys.executable, "-S", {fake!r}, name, *words]
+import kolejka.cli.umbrella as umbrella, kolejka.cli.up as up, kolejka.cli.doctor_all as doctor_all
 os.geteuid = lambda: int(os.environ.get("FAKE_UID", "0"))
 up.DRAIN_S = up.STOP_S = float(os.environ.get("FAKE_PATIENCE", "20"))
 sys.argv[0] = "kolejka"

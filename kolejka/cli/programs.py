@@ -1,0 +1,15 @@
+"""The programs of Kolejka and how this interpreter starts them; ``-P`` keeps the folder in which somebody happens to
+stand off the import path.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+PROGRAMS: Final = ("client", "server", "foreman", "observer", "worker")
+
+
+def program(name: str, *words: str) -> list[str]:
+    """The words that start ``kolejka-<name>``."""
+    return [sys.executable, "-P", "-m", f"kolejka.{name}", *words]
