@@ -34,7 +34,7 @@ def main() -> int:
         shutil.rmtree(folder)
     say(report.show())
     grown = any(after - before > GROWTH for before, after in report.resident.values())
-    return 1 if report.wrong or report.left or report.grown or grown or report.flatness > FLAT else 0
+    return 1 if report.wrong or report.left or report.grown or grown or report.least_flatness > FLAT else 0
 
 
 if __name__ == "__main__":
