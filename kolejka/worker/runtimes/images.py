@@ -23,6 +23,7 @@ from typing import IO, Any, Final
 
 from kolejka.common.errors import InputError, NodeError, NotFound
 from kolejka.common.files import CHUNK, read_json, write_json
+from kolejka.worker.runtimes.skeleton import prepare_root
 from kolejka.worker.trees import remove_tree, weight
 
 MAX_LINKS: Final = 40
@@ -106,8 +107,6 @@ class Store:
 
         Returns its name, size and environment. InputError when the source is none of these or is broken.
         """
-        from kolejka.worker.runtimes.sandbox import prepare_root
-
         if not source.exists():
             raise InputError("there is no such archive or folder", field=str(source))
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -49,6 +49,7 @@ from kolejka.worker.runtimes.base import (
     private_folder,
 )
 from kolejka.worker.runtimes.images import Store
+from kolejka.worker.runtimes.skeleton import prepare_root
 from kolejka.worker.trees import remove_tree, weight
 
 LEAST_VERSION: Final = (0, 11)
@@ -62,7 +63,6 @@ ETC: Final = (
     "inputrc", "terminfo",
 )  # fmt: skip
 """What programs of the node look up in /etc, and nothing that could tell a secret."""
-_HOSTS: Final = "127.0.0.1 localhost\n::1 localhost\n"
 
 
 class SandboxTask(Held):
@@ -373,24 +373,3 @@ def _unreadable(folder: str, names: list[str]) -> list[str]:
     return [
         name for name in names if not Path(folder, name).is_symlink() and not Path(folder, name).stat().st_mode & 0o004
     ]
-
-
-def prepare_root(root: Path) -> None:
-    """Make what a world's root must have for us to mount on. What is there already, and is no link, stays."""
-    for name, mode in (
-        ("proc", 0o755), ("dev", 0o755), ("tmp", 0o1777), ("task", 0o755), ("etc", 0o755), ("var", 0o755),
-        ("root", 0o700), ("run", 0o755), ("run/kolejka", 0o755), ("run/kolejka/observer", 0o755),
-    ):  # fmt: skip
-        folder = root / name
-        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            folder.unlink()
-        if not folder.is_dir():
-            folder.mkdir(parents=True)
-            folder.chmod(mode)
-    for name, text in (("etc/hosts", _HOSTS), ("etc/resolv.conf", ""), (INIT[1:], ""), (OBSERVER_SOCKET[1:], "")):
-        file = root / name
-        if file.is_symlink():
-            file.unlink()
-        if not file.exists():
-            file.write_text(text)
-            file.chmod(0o644)
