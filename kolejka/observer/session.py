@@ -209,11 +209,9 @@ class Session:
 
     @property
     def deadline(self) -> float | None:
-        """When the time limit strikes, on the monotonic clock."""
+        """When the time limit strikes, on the monotonic clock; nobody inside yet = not known yet."""
         allowed = self.limits_set.get("time")
-        if allowed is None:
-            return None
-        return (self.opened if self.started is None else self.started) + allowed
+        return None if allowed is None or self.started is None else self.started + allowed
 
     def _enter(self) -> None:
         """Somebody came in."""
@@ -256,7 +254,7 @@ class Session:
         if deadline is None or self.limit is not None or time.monotonic() < deadline:
             return
         self._look()
-        if self.started is None or self.ended is None:
+        if self.ended is None:
             self._end("time")
 
     def _check_cpu_time(self) -> None:

@@ -6,9 +6,10 @@ everything else: points in time, groups becoming empty, out-of-memory alarms, cr
 where a session is busy it comes back a millisecond later. Killing goes to helper threads, because a fork bomb makes it
 take a while and other sessions' deadlines must not.
 
-The clock. ``time`` counts from the first process that enters (from ``open`` until then), and stands still while no
-process is inside. The verdict ``limit`` is written once, *before* the kill it causes: the first cause wins, and what
-merely happened beside it shows in the stats. ``memory`` needs an out-of-memory kill by the session's own limit;
+The clock. The limit ``time`` counts from the first process that enters (the figure shows the time since ``open`` until
+then), and stands still while no process is inside. The verdict ``limit`` is written once, *before* the kill it causes:
+the first cause wins, and what merely happened beside it shows in the stats. ``memory`` needs an out-of-memory kill by
+the session's own limit;
 ``cpu_time`` is also given to a session that ended by itself beyond it; ``time`` only when our timer decided.
 
 Names. A session's id is 32 hexadecimal digits, the first eight its owner's number (see ``cgroups.interface.Owner``).
@@ -295,9 +296,10 @@ class Registry:
 
     def _creator_died(self, pid: int) -> None:
         with self._lock:
-            entry = self._creators.pop(pid, None)
-        if entry is None:
-            return
+            entry = self._creators.get(pid)
+            if entry is None or not select.select([entry[0]], [], [], 0)[0]:
+                return  # gone, or the event was of an earlier descriptor of this number
+            del self._creators[pid]
         self.loop.unwatch(entry[0])
         os.close(entry[0])
         for session in entry[1]:

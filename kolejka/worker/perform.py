@@ -286,7 +286,6 @@ def run_held(
 
         running = runtime.start(run)
         stack.callback(end_world, running)
-        # Only now: a session's clock runs from its opening, and a world may take longer to build than a task has.
         kept = Limits({name: value for name, value in limits.values.items() if name in SESSION_ENFORCES})
         session = OnceClosed(tools.sessions.open(kept, cpuset=job.cpuset))
         stack.callback(session.close)

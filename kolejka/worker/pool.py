@@ -60,7 +60,7 @@ class Worker:
                 raise TimeoutError
             try:
                 data = self.channel.recv(1 << 16)
-            except ConnectionResetError:
+            except OSError:  # reset, or closed by ``end`` meanwhile: dead either way
                 data = b""
             if not data:
                 return None
@@ -71,6 +71,8 @@ class Worker:
 
     def end(self, timeout_s: float) -> None:
         """Close the line, which ends the process; kill it when it does not go."""
+        with suppress(OSError):  # the process has left already
+            self.channel.shutdown(socket.SHUT_RDWR)  # wakes a thread that listens, which closing alone does not
         self.channel.close()
         try:
             self.process.wait(max(0.0, timeout_s))

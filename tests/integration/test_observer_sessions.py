@@ -109,9 +109,12 @@ def test_what_ends_before_its_time_has_no_verdict(registry, payload):
     assert session.close().limit is None
 
 
-def test_what_nobody_enters_ends_by_its_time_too(registry):
+def test_the_time_limit_counts_from_the_first_process_that_enters(registry, payload):
     session = registry.open(Limits.of(time="50ms"))
-    wait_until(lambda: session.stats().limit == "time")
+    wait_until(lambda: session.stats().stats.time > 0.1)
+    assert session.stats().limit is None
+    assert payload(session, "import time\ntime.sleep(60)").wait() == -signal.SIGKILL
+    assert session.close().limit == "time"
 
 
 def test_cpu_time_is_counted_over_all_processes(registry, payload):

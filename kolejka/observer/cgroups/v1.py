@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 from typing import Final
 
 from kolejka.common.checks import Check
@@ -82,6 +83,15 @@ class V1Tree(Tree):
             # always 1, and fixed, from 5.11
             if self.door.read_optional(self.tops["memory"] + b"/memory.use_hierarchy") == "0":
                 hierarchy.use_hierarchy = True
+        if "blkio" in self.tops:
+            self._count_io(self.tops["blkio"])
+
+    def _count_io(self, top: bytes) -> None:
+        """Have block devices count bytes: from 6.10 one does so after the first rule for it, be it "no limit"."""
+        for path in Path("/sys/block").glob("*/dev"):
+            with suppress(GroupGone, KernelFileError, OSError):  # this device counts nothing, or has just left
+                device = path.read_text(encoding="ascii").strip()
+                self.door.write(top + b"/blkio.throttle.read_bps_device", f"{device} 0")
 
     @cached_property
     def counts_swap(self) -> bool:

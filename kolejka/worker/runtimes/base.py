@@ -42,6 +42,7 @@ DEFAULT_ENVIRONMENT: Final[Mapping[str, str]] = {
 
 _CREDENTIALS: Final = struct.Struct("iII")
 _GO: Final = struct.Struct("=c7xQ")
+_START: Final = struct.Struct("=c7xQQ")
 _FAILURE: Final = struct.Struct("=c3xII")
 _END: Final = struct.Struct("=c3xIQQ")
 
@@ -133,7 +134,10 @@ class Held:
                 return None
             except ConnectionResetError:
                 word = b""
-            if word[:1] == b"E" and len(word) == _FAILURE.size:
+            if word[:1] == b"X" and len(word) == _START.size:
+                _, seconds, nanoseconds = _START.unpack(word)
+                self.released_at = seconds + nanoseconds / 1e9
+            elif word[:1] == b"E" and len(word) == _FAILURE.size:
                 _, error, exists = _FAILURE.unpack(word)
                 self._failure = (error, bool(exists))
             elif word[:1] == b"S" and len(word) == _END.size:
@@ -173,6 +177,7 @@ class RunningTask(Protocol):
 
     pid: int
     released_at: float
+    """when the payload began, on the monotonic clock: its release, and once ``read`` knows it, its exec"""
 
     def fileno(self) -> int:
         """Readable when ``read`` has something to say."""

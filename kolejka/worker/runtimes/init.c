@@ -7,6 +7,7 @@
 
      child of init ->  'R'                        ready: held before exec; the kernel tells its pid (SCM_CREDENTIALS)
      supervisor    ->  'G' bytes + SCM_RIGHTS 0, 1, 2   go: largest file, standard input, output, error
+     child of init ->  'X' seconds, ns            about to execute, at this monotonic time
      child of init ->  'E' errno, exists          no candidate could be executed (exists: one of them is there)
      init          ->  'S' status, seconds, ns    the child's wait status and the monotonic time at which it was reaped
 
@@ -101,6 +102,9 @@ static void payload(char **candidates, long count, char **arguments, char **envi
   word most[2] = {go.file_size, go.file_size}, nothing[2] = {0, 0};
   call(PRLIMIT, 0, 4 /* CORE */, (long)nothing, 0, 0, 0);
   if (go.file_size) call(PRLIMIT, 0, 1 /* FSIZE */, (long)most, 0, 0, 0);
+  struct { char kind; word seconds, nanoseconds; } start = {'X', 0, 0};
+  call(CLOCK_GETTIME, 1 /* MONOTONIC */, (long)&start.seconds, 0, 0, 0, 0);
+  send(&start, sizeof start);
   long worst = ENOENT, exists = 0;
   for (long i = 0; i < count; i++) {
     long error = -call(EXECVE, (long)candidates[i], (long)arguments, (long)environment, 0, 0, 0);
