@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections import Counter
@@ -40,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     config.stash[_SKIPPED] = Counter()
     config.stash[_LEFT] = []
+    # A shell that runs tests in the background has them ignore interrupts, and every program that they start as well.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Every process of ours inherits this word, so that one that outlives the session is known for ours.
     os.environ[leaks.MARK] = uuid.uuid4().hex
     for variable in [

@@ -83,6 +83,7 @@ class Registry:
         self._closed: OrderedDict[str, Closed] = OrderedDict()
         self._closed_below: dict[str, deque[str]] = {}
         self._cpu_use: Counter[int] = Counter()
+        self._saving = threading.Lock()
         self._creators: dict[int, tuple[int, set[Session]]] = {}
         self._folder = StateFolder(state) if state is not None else None
         self._forgetting = False
@@ -184,17 +185,20 @@ class Registry:
         assert report is not None
         until = time.monotonic() + self._remember
         if self._folder is not None:  # the stats are safe before the group that holds them goes
-            self._folder.save(session.id, {"secret": session.secret, "parts": session.group.parts,
-                                           "closed": report.to_json(), "until": until})  # fmt: skip
+            with self._saving:
+                self._folder.save(session.id, {"secret": session.secret, "parts": session.group.parts,
+                                               "closed": report.to_json(), "until": until})  # fmt: skip
         session.group.remove()
         self._delist(session)
         if self._remember > 0:
             self._remember_closed(Closed(session.id, session.secret, report, until), session)
 
     def save(self, session: Session) -> None:
-        """Write a session to the state folder."""
-        if self._folder is not None and session.report is None:
-            self._folder.save(session.id, session.to_json())
+        """Write a session to the state folder: as it is now, so that the last word there is the newest."""
+        if self._folder is not None:
+            with self._saving:
+                if session.report is None:
+                    self._folder.save(session.id, session.to_json())
 
     def reap(self, session: Session) -> None:
         """Close an empty session whose creator is dead."""

@@ -38,7 +38,7 @@ from kolejka.worker.runtimes.docker import Docker
 from kolejka.worker.runtimes.sandbox import Sandbox
 from kolejka.worker.trees import remove_tree
 from kolejka.worker.verdict import Seen, judge
-from kolejka.worker.watch import Gauge, NoOrders, Orders, Output, Stream, watch
+from kolejka.worker.watch import TIME_GRACE_S, Gauge, NoOrders, Orders, Output, Stream, watch
 from kolejka.worker.workspace import Workspace, leftovers, remove_leftover
 
 logger = logging.getLogger(__name__)
@@ -287,6 +287,9 @@ def run_held(
         running = runtime.start(run)
         stack.callback(end_world, running)
         kept = Limits({name: value for name, value in limits.values.items() if name in SESSION_ENFORCES})
+        time_limit = limits.get("time")
+        if time_limit is not None:
+            kept = kept.replace(time=time_limit + TIME_GRACE_S)
         session = OnceClosed(tools.sessions.open(kept, cpuset=job.cpuset))
         stack.callback(session.close)
         tools.started(run.name, session.id)
@@ -295,7 +298,6 @@ def run_held(
             session.attach(running.pid)
         running.release(stdin, stdout, stderr, largest_file(limits))
         close_ends()
-        time_limit = limits.get("time")
         seen = watch(
             running,
             session.kill,

@@ -1,8 +1,10 @@
 """Watching one payload: moving its output, keeping the limits that no control group keeps, ending it in time.
 
 One loop on one thread sleeps in ``poll`` until something happens: output arrives, the payload ends, somebody cancels,
-a check of the disk is due. Limits on memory, CPU and time are the session's: it kills by itself and says so when it
-is closed. What the loop decides is the *cause*, and the first cause wins.
+a check of the disk is due, time is over. Limits on memory and CPU are the session's: it kills by itself and says so
+when it is closed. Wall time counts from the payload's ``exec``, which only this loop knows, so it is kept here to the
+millisecond, and by the session a little later, should this process stand still or die. What the loop decides is the
+*cause*, and the first cause wins.
 
 The checks of the disk are due when the payload could have filled what is left at full speed, so a limit far away costs
 nothing and a near one is looked at often.
@@ -28,8 +30,8 @@ FIRST_CHECK_S: Final = 0.01
 LAST_CHECK_S: Final = 1.0
 KILL_TIMEOUT_S: Final = 30.0
 """A payload that lives for so long after it was killed is given up: the node is at fault."""
-TIME_GRACE_S: Final = 5.0
-"""How long after the time limit the worker kills by itself, should the session not have done it."""
+TIME_GRACE_S: Final = 0.25
+"""How long after the time limit the session kills by itself, should the worker not have done it."""
 DRAIN_TIMEOUT_S: Final = 5.0
 
 
@@ -177,7 +179,6 @@ def watch(
     by_descriptor = {stream.source: stream for stream in output.streams if stream.open}
     for descriptor in by_descriptor:
         poll.register(descriptor, select.POLLIN)
-    backstop = None if time_limit_s is None else task.released_at + time_limit_s + TIME_GRACE_S
     killed_at: float | None = None
 
     def end_it() -> None:
@@ -192,7 +193,8 @@ def watch(
     for gauge in gauges:
         gauge.due = time.monotonic() + FIRST_CHECK_S
     while True:
-        for descriptor, _ in poll.poll(_pause(gauges, backstop, killed_at)):
+        deadline = None if time_limit_s is None else task.released_at + time_limit_s  # moves once, when exec is known
+        for descriptor, _ in poll.poll(_pause(gauges, deadline, killed_at)):
             stream = by_descriptor.get(descriptor)
             if stream is not None:
                 if not output.pump(stream) and killed_at is None:
@@ -216,18 +218,18 @@ def watch(
                     seen.cause = gauge.name
                     end_it()
                     break
-            if backstop is not None and now >= backstop and killed_at is None:
+            if deadline is not None and now >= deadline and killed_at is None:
                 seen.cause = "time"
                 end_it()
         elif now - killed_at > KILL_TIMEOUT_S:
             return seen
 
 
-def _pause(gauges: Sequence[Gauge], backstop: float | None, killed_at: float | None) -> float | None:
+def _pause(gauges: Sequence[Gauge], deadline: float | None, killed_at: float | None) -> float | None:
     """Milliseconds until something is due, or None for as long as it takes."""
     moments = [killed_at + KILL_TIMEOUT_S] if killed_at is not None else [gauge.due for gauge in gauges]
-    if backstop is not None and killed_at is None:
-        moments.append(backstop)
+    if deadline is not None and killed_at is None:
+        moments.append(deadline)
     if not moments:
         return None
     return max(0.0, min(moments) - time.monotonic()) * 1000 + 0.5

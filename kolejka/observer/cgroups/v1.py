@@ -332,13 +332,22 @@ class V1Group(Group):
         joining = fresh or self.cpuset_holder() is not self
         if joining:
             self._join_cpusets()
-        cpuset = CpuSetV1(GroupNode(self._door, self.cpuset_folder))
-        cpuset.mems = pin.mems
-        cpuset.cpus = pin.cpus
+        try:
+            self._set_pin(pin)
+        except KernelFileError as error:
+            if error.errno != errno.EACCES or self.above is not None:
+                raise
+            self._tree.fill_cpuset(self._tree.cpuset_top)  # somebody had just made it, and not yet filled it
+            self._set_pin(pin)
         if joining and not fresh:  # whoever is in the session already joins
             for pid in self._pids.pids:
                 with suppress(NotFound):  # it ended meanwhile
                     write_pid(self._door, self.cpuset_folder, pid)
+
+    def _set_pin(self, pin: Pin) -> None:
+        cpuset = CpuSetV1(GroupNode(self._door, self.cpuset_folder))
+        cpuset.mems = pin.mems
+        cpuset.cpus = pin.cpus
 
     def _join_cpusets(self) -> None:
         try:
