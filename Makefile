@@ -13,7 +13,7 @@ FAST_TESTS := tests/unit tests/architecture
 SLOW_TESTS := $(wildcard tests/conformance tests/integration tests/compat tests/e2e tests/faults tests/hostile tests/soak)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-accuracy soak format docs setup packages clean
+.PHONY: help demo test test-v2 check bench bench-accuracy soak format docs setup packages clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -28,6 +28,10 @@ test: setup lint ## every test there is, real neighbours included (under 10 minu
 
 check: $(VENV)/installed-dev lint ## what one runs all day: format, lint, types, imports, fast tests (under a minute)
 	$(PYTEST) -q $(FAST_TESTS)
+
+test-v2: setup ## tests of observer, runtimes and hostile programs in a virtual machine with control groups v2
+	@tools/packages mmdebstrap mke2fs qemu-system-x86_64
+	$(BIN)/python -m tests.machine
 
 bench-accuracy: setup ## measure the measurement: figures of results against ground truth (bench-accuracy.json)
 	$(BIN)/python -m tests.bench.accuracy

@@ -16,7 +16,15 @@ from tests.machine.boot import run_in_machine
 from tests.machine.root import MachineError, built_root
 
 PROJECT = Path(__file__).parents[2]
-DEFAULT_TESTS = ("tests/conformance", "tests/integration", "tests/hostile")
+DEFAULT_TESTS = (
+    "tests/conformance/cgroups",
+    "tests/conformance/runtimes",
+    "tests/hostile",
+    "tests/integration/test_observer_sessions.py",
+    "tests/integration/test_observer_daemon.py",
+    "tests/integration/test_worker_execute.py",
+    "tests/integration/test_worker_pool.py",
+)
 
 
 def main() -> int:
