@@ -17,7 +17,7 @@ SLOW_TESTS := $(wildcard tests/conformance tests/integration tests/compat tests/
 .DELETE_ON_ERROR:
 
 help: ## this list
-	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
+	@sed -n 's/^\([a-z][a-z0-9-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
 		printf '  make %-14s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/installed-all ## run one task through a server, an observer and a foreman, and stop them again
