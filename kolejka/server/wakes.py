@@ -3,6 +3,11 @@
 The store announces after each commit what happened; ``deliver`` runs in the event loop and wakes just those concerned.
 A waiter registers *before* it looks at the database, so nothing falls between looking and waiting. A task that begins
 to wait wakes one claim whose node would take it; a claim that leaves without having used its wake-up hands it on.
+
+A node waits with one claim, its newest: what an older one says of the node is stale, so a newer one *overtakes* it, and
+it is answered with nothing. What an older one was given while the newer was on its way, the newer does not know:
+``unknown`` tells it.
+
 ``close`` wakes everybody for good: the server stops.
 """
 
@@ -19,17 +24,37 @@ from kolejka.server.storage.base import Announcement, CancelAsked, TaskDone, Tas
 
 @dataclass(eq=False)
 class Waiter:
-    """One who waits. ``woken`` is set when there is something to look at."""
+    """One who waits. ``woken`` is set when there is something to look at.
+
+    Of claims besides: ``heard`` is the moment in which the node was last heard (the server's steady clock),
+    ``overtaken`` says that a newer one came, ``given`` are the leases that the answer brings.
+    """
 
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     pending: list[TaskWaiting] = field(default_factory=list)
     node: str = ""
     wants: Callable[[TaskWaiting], bool | None] = lambda _: False
+    user_id: int = 0
+    heard: float = 0.0
+    overtaken: bool = False
+    given: tuple[int, ...] = ()
+    older: tuple[Waiter, ...] = ()
+    left: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def looked(self) -> None:
-        """What woke this waiter is being looked at."""
+    def looked(self) -> list[TaskWaiting]:
+        """What woke this waiter is being looked at; the tasks among it."""
+        tasks, self.pending = self.pending, []
         self.woken.clear()
-        self.pending.clear()
+        return tasks
+
+    async def unknown(self) -> frozenset[int]:
+        """Wait until the claims that this one overtook have left; the leases that they were given after it was sent."""
+        given: set[int] = set()
+        for claim in self.older:
+            await claim.left.wait()
+            given.update(claim.given)
+        self.older = ()
+        return frozenset(given)
 
 
 async def wait(waiter: Waiter, timeout_s: float, gone: Callable[[], Awaitable[object]]) -> bool:
@@ -57,17 +82,36 @@ class Wakes:
         self.closing = False
 
     @contextlib.contextmanager
-    def for_tasks(self, node: str, wants: Callable[[TaskWaiting], bool | None]) -> Iterator[Waiter]:
+    def for_tasks(
+        self, node: str, wants: Callable[[TaskWaiting], bool | None], *, user_id: int = 0, heard: float = 0.0
+    ) -> Iterator[Waiter]:
         """A claim that waits for tasks its node ``wants`` (``None``: cannot tell), and for word that something of
-        ``node`` is cancelled.
+        ``node`` is cancelled. It overtakes those of the same node and user.
         """
-        waiter = Waiter(node=node, wants=wants)
+        older = tuple(claim for claim in self._claims if (claim.node, claim.user_id) == (node, user_id))
+        waiter = Waiter(node=node, wants=wants, user_id=user_id, heard=heard, older=older)
+        for claim in older:
+            claim.overtaken = True
+            claim.woken.set()
         self._claims[waiter] = None
         try:
             yield waiter
         finally:
             del self._claims[waiter]
-            self.deliver(list(waiter.pending))
+            waiter.left.set()
+            self.deliver(waiter.pending)
+
+    def heard(self, node: str, at: float) -> None:
+        """A heartbeat of this node came."""
+        for claim in self._claims:
+            if claim.node == node:
+                claim.heard = at
+
+    def node_changed(self, node: str) -> None:
+        """The claims of this node look again: it takes no more tasks, or became idle."""
+        for claim in self._claims:
+            if claim.node == node:
+                claim.woken.set()
 
     @contextlib.contextmanager
     def for_result(self, task_id: str) -> Iterator[Waiter]:
@@ -89,9 +133,7 @@ class Wakes:
                     for waiter in self._results.get(task_id, ()):
                         waiter.woken.set()
                 case CancelAsked(node):
-                    for waiter in self._claims:
-                        if waiter.node == node:
-                            waiter.woken.set()
+                    self.node_changed(node)
                 case TaskWaiting():
                     self._wake_one(announcement)
 
@@ -100,7 +142,7 @@ class Wakes:
 
         Those that cannot tell are all woken.
         """
-        answers = [(waiter, waiter.wants(announcement)) for waiter in self._claims]
+        answers = [(waiter, waiter.wants(announcement)) for waiter in self._claims if not waiter.overtaken]
         wanting = [waiter for waiter, wants in answers if wants]
         chosen = next((w for w in wanting if not w.woken.is_set()), wanting[0] if wanting else None)
         if chosen is not None:

@@ -169,6 +169,72 @@ def test_one_claim_gets_the_task_and_the_others_wait_on(admin: Caller, ala: Call
         smith.finish(given["lease"])
 
 
+def test_a_newer_claim_of_a_node_ends_its_older_one_with_nothing(admin: Caller, ala: Caller, smith: Caller) -> None:
+    old = in_background(smith.claim, wait=30)
+    wait_until(lambda: waiting_claims(admin) == 1)
+    new = in_background(smith.claim, wait=30)
+    assert old.result(20)["attempts"] == []
+    task_id = ala.put()
+    (given,) = new.result(20)["attempts"]
+    assert given["task_id"] == task_id
+    smith.finish(given["lease"])
+
+
+@pytest.mark.parametrize("state", ["draining", "quarantined"])
+def test_a_heartbeat_that_is_not_active_ends_the_claims_of_its_node(
+    admin: Caller, ala: Caller, smith: Caller, state: str
+) -> None:
+    claim = in_background(smith.claim, "leaving", wait=30)
+    wait_until(lambda: waiting_claims(admin) == 1)
+    smith.beat(node="leaving", state=state)
+    assert claim.result(20)["attempts"] == []
+    task_id = ala.put()
+    assert smith.claim("leaving", wait=30)["attempts"] == [], "a claim that the heartbeat overtook"
+    assert ala.ask("GET", "/nodes/leaving").json["state"] == state
+    smith.beat(node="leaving")
+    (given,) = smith.claim("leaving")["attempts"]
+    assert given["task_id"] == task_id
+    smith.finish(given["lease"])
+
+
+@pytest.mark.parametrize("end", ["result", "release"])
+def test_a_claim_that_came_before_the_last_result_gets_the_exclusive_task_with_it(
+    admin: Caller, ala: Caller, smith: Caller, end: str
+) -> None:
+    ala.put()
+    (first,) = smith.claim("lone", slots=1)["attempts"]
+    claim = in_background(smith.claim, "lone", wait=30, idle=True)
+    wait_until(lambda: waiting_claims(admin) == 1)
+    alone = ala.put(exclusive=True, priority=5)
+    assert ala.state(alone) == "waiting"
+    if end == "result":
+        smith.finish(first["lease"])
+    else:
+        smith.ask("POST", f"/attempts/{first['lease']}/release", {"message": "no"}, status=200)
+    (given,) = claim.result(20)["attempts"]
+    assert given["task_id"] == alone
+    smith.finish(given["lease"])
+
+
+def test_a_task_goes_past_a_node_whose_figures_are_stale_to_one_that_can_take_it(
+    admin: Caller, ala: Caller, smith: Caller
+) -> None:
+    ala.put()
+    (first,) = smith.claim("stale", slots=1)["attempts"]
+    claims = []
+    for number, node in enumerate(("stale", "fresh")):
+        claims.append(in_background(smith.claim, node, wait=30, idle=True))
+        wait_until(lambda number=number: waiting_claims(admin) == number + 1)
+    alone = ala.put(exclusive=True)
+    (given,) = claims[1].result(20)["attempts"]
+    assert given["task_id"] == alone
+    smith.finish(given["lease"])
+    ala.put()
+    smith.finish(first["lease"])
+    (given,) = claims[0].result(20)["attempts"]
+    smith.finish(given["lease"])
+
+
 def test_a_claim_whose_caller_left_takes_no_task(admin: Caller, ala: Caller, smith: Caller) -> None:
     connection = smith.connect()
     body = {"node": "gone", "tags": [], "total": AMOUNTS, "capacity": AMOUNTS, "slots": 1, "wait": 30}

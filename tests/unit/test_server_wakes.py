@@ -8,6 +8,7 @@ from typing import Any
 
 from kolejka.server.storage.base import CancelAsked, TaskDone, TaskWaiting
 from kolejka.server.wakes import Waiter, Wakes, wait
+from tests.support import wait_until
 
 A_TASK = TaskWaiting("default", 1)
 
@@ -130,5 +131,57 @@ def test_waiting_ends_with_the_time_or_with_the_caller() -> None:
             return
 
         assert not await wait(Waiter(), 60, gone)
+
+    run(body())
+
+
+def test_a_newer_claim_of_a_node_overtakes_the_older_and_gets_its_wake_up() -> None:
+    async def body() -> None:
+        wakes = Wakes()
+        with wakes.for_tasks("other", lambda _: False) as other, wakes.for_tasks("a", lambda _: True) as old:
+            wakes.deliver([A_TASK])
+            with wakes.for_tasks("a", lambda _: True, user_id=1) as strangers:
+                assert not old.overtaken, "whose node it is, the database says later"
+            with wakes.for_tasks("a", lambda _: True) as new:
+                assert (old.overtaken, new.overtaken, strangers.overtaken, other.overtaken) == (
+                    True,
+                    False,
+                    False,
+                    False,
+                )
+                assert await wait(old, 60, forever)
+                wakes.deliver([A_TASK])
+                assert new.pending == [A_TASK], "nobody wakes one who was overtaken"
+
+    run(body())
+
+
+def test_a_newer_claim_learns_what_the_older_was_given_on_its_way() -> None:
+    async def body() -> None:
+        wakes = Wakes()
+
+        async def older() -> None:
+            with wakes.for_tasks("a", lambda _: True) as claim:
+                await wait(claim, 60, forever)
+                claim.given = (7, 8)
+
+        leaving = asyncio.ensure_future(older())
+        await asyncio.to_thread(wait_until, lambda: wakes.waiting_claims)
+        with wakes.for_tasks("a", lambda _: True) as newer:
+            assert await newer.unknown() == {7, 8}
+        await leaving
+        with wakes.for_tasks("a", lambda _: True) as last:
+            assert await last.unknown() == frozenset()
+
+    run(body())
+
+
+def test_a_node_that_changed_looks_again_and_a_heartbeat_is_heard_by_its_claims() -> None:
+    async def body() -> None:
+        wakes = Wakes()
+        with wakes.for_tasks("a", lambda _: True) as mine, wakes.for_tasks("b", lambda _: True) as other:
+            wakes.node_changed("a")
+            wakes.heard("a", 5.0)
+            assert (mine.woken.is_set(), mine.heard, other.woken.is_set(), other.heard) == (True, 5.0, False, 0.0)
 
     run(body())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from kolejka.common.errors import Conflict, InputError, NotFound
@@ -14,9 +15,9 @@ from kolejka.server.api.routes import Answer, Call, plain, whole
 from kolejka.server.api.tasks import node_state, stamp
 from kolejka.server.deps import Deps
 from kolejka.server.scheduling import claims
-from kolejka.server.scheduling.claims import Claim
+from kolejka.server.scheduling.claims import Claim, Claimed
 from kolejka.server.scheduling.match import Offer, wants
-from kolejka.server.storage import nodes
+from kolejka.server.storage import leases, nodes
 from kolejka.server.storage.base import Connection, TaskWaiting, ask
 from kolejka.server.storage.leases import Held
 from kolejka.server.storage.nodes import NodeWords
@@ -56,7 +57,7 @@ HEARTBEAT = object_schema(
 RELEASE = object_schema({"message": {"type": "string", "maxLength": 4096}}, required=["message"])
 
 
-def _words(body: Mapping[str, Any], state: str) -> NodeWords:
+def _words(body: Mapping[str, Any], state: str | None) -> NodeWords:
     for text in (body["node"], *body.get("tags", ())):
         try:
             plain(text)
@@ -68,30 +69,46 @@ def _words(body: Mapping[str, Any], state: str) -> NodeWords:
 
 
 async def claim(deps: Deps, call: Call) -> Answer:
-    """Ask for tasks that fit; wait for them up to `wait` seconds, or until something of this node is cancelled."""
+    """Ask for tasks that fit; wait for them up to `wait` seconds, or until something of this node is cancelled.
+
+    The answer is empty as soon as a newer claim of the same node comes, or a heartbeat says that it is not active; and
+    when the node has not been heard for the heartbeat's time.
+    """
     body = call.body
-    words = _words(body, "active")
+    words = _words(body, None)
     offer = Offer(frozenset(words.tags), Limits(words.total), Limits(words.capacity), body.get("idle", False))
     request = Claim(call.caller.user_id, words, offer, body["slots"], frozenset(body.get("queues", ())))
 
     def wanted(announcement: TaskWaiting) -> bool | None:
-        if request.slots == 0 or (request.queues and announcement.queue not in request.queues):
+        if open_to is None or request.slots == 0 or is_silent():
+            return False
+        if request.queues and announcement.queue not in request.queues:
             return False
         signature = deps.classes.known(announcement.signature)
-        return None if signature is None else wants(signature, offer)
+        return None if signature is None else wants(signature, open_to)
+
+    def is_silent() -> bool:
+        return deps.steady() - waiter.heard > deps.settings.heartbeat
+
+    def look(db: Connection) -> Claimed:
+        if waiter.overtaken or is_silent():
+            return Claimed(over=True)
+        return claims.claim(db, request, deps.rules, deps.classes, deps.now(), arrives=arrives)
 
     deadline = deps.steady() + body.get("wait", 0)
-    with deps.wakes.for_tasks(words.name, wanted) as waiter:
-        while True:
-            waiter.looked()
-            now = deps.now()
-            claimed = await ask(
-                deps.store.write(lambda db, now=now: claims.claim(db, request, deps.rules, deps.classes, now))  # type: ignore[misc] # now is a Moment
-            )
-            left = deadline - deps.steady()
+    claimed, arrives = Claimed(), True
+    open_to: Offer | None = offer
+    with deps.wakes.for_tasks(words.name, wanted, user_id=call.caller.user_id, heard=deps.steady()) as waiter:
+        request = replace(request, unknown=await waiter.unknown())
+        while not waiter.overtaken:
+            woken_by = waiter.looked()
+            claimed = await ask(deps.store.write(look))
+            arrives, open_to = False, claimed.offer
+            waiter.given = tuple(given.lease for given in claimed.given)
             if claimed.given or claimed.cancel or deps.wakes.closing:
                 break
-            if not await wait(waiter, left, call.gone):
+            deps.wakes.deliver([task for task in woken_by if wanted(task) is False])  # to somebody who can take it
+            if claimed.over or not await wait(waiter, deadline - deps.steady(), call.gone):
                 break
     for given in claimed.given:
         deps.metrics.given.inc()
@@ -108,6 +125,9 @@ async def heartbeat(deps: Deps, call: Call) -> Answer:
     beat = await ask(deps.store.write(
         lambda db: claims.heartbeat(db, words, call.caller.user_id, call.body["leases"], now)
     ))  # fmt: skip
+    deps.wakes.heard(words.name, deps.steady())
+    if words.state != "active":
+        deps.wakes.node_changed(words.name)
     return Answer(json={"lost": beat.lost, "cancel": beat.cancel, "heartbeat_s": deps.settings.heartbeat})
 
 
@@ -120,15 +140,18 @@ async def put_result(deps: Deps, call: Call) -> Answer:
         result = result.replace(message=result.message.encode(errors="replace").decode().replace("\0", "?"))
     handed = claims.Handed.of(result)
 
-    def work(db: Connection) -> tuple[Held, str]:
-        return claims.accept(db, lease, call.caller.user_id, handed, now)
+    def work(db: Connection) -> tuple[Held, str, bool]:
+        held, state = claims.accept(db, lease, call.caller.user_id, handed, now)
+        return held, state, leases.any_on(db, held.node)
 
     try:
-        held, state = await ask(deps.store.write(work))
+        held, state, busy = await ask(deps.store.write(work))
     except Conflict:
         deps.metrics.refused.inc()
         logger.warning("result refused", extra={"lease": lease, "by": call.caller.user})
         raise
+    if not busy:
+        deps.wakes.node_changed(held.node)
     if held.state == "running":
         deps.metrics.results.labels(result.outcome.value).inc()
         logger.info(
@@ -146,6 +169,7 @@ async def release(deps: Deps, call: Call) -> Answer:
     held, state = await ask(deps.store.write(
         lambda db: claims.release(db, lease, call.caller.user_id, message, now)
     ))  # fmt: skip
+    deps.wakes.node_changed(held.node)  # its figures are free again, and perhaps it is idle
     logger.info(
         "attempt given back", extra={"task": held.task_id, "lease": lease, "node": held.node, "reason": message}
     )

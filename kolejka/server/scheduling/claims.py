@@ -4,6 +4,9 @@ A claim gives each task it takes a *lease*, a number that only grows. Heartbeat,
 lease is good while its row stands in ``leases``; whoever ends the attempt (a result, the rescue, a release) removes the
 row, so exactly one of them wins and every later word about that lease is a Conflict that changes nothing. A result that
 is repeated word for word is answered the same again.
+
+What a claim says of the node is true at the moment it was sent. Whatever the server gave the node since, it takes off
+itself. A node's state is what its latest heartbeat said: a claim, which may be older, never changes it.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kolejka.common.errors import Conflict, InputError, NotFound
@@ -21,7 +24,7 @@ from kolejka.common.result import Outcome, Result
 from kolejka.common.states import AttemptState, TaskState
 from kolejka.common.task import Retry
 from kolejka.server.scheduling.choose import Choice, Group, choose
-from kolejka.server.scheduling.match import Offer, Signature, can_ever_run
+from kolejka.server.scheduling.match import Offer, Signature, can_ever_run, take
 from kolejka.server.scheduling.rescue import Loss, Next, Watched, after_loss, after_result, loss
 from kolejka.server.storage import blobs, leases, nodes, tasks
 from kolejka.server.storage.base import CancelAsked, Connection, TaskWaiting
@@ -34,13 +37,17 @@ _RELEASED = "released"
 
 @dataclass(frozen=True)
 class Claim:
-    """A node's request: at most ``slots`` tasks of ``queues`` (none named: all) that fit its offer."""
+    """A node's request: at most ``slots`` tasks of ``queues`` (none named: all) that fit its offer.
+
+    The offer knows nothing of the leases ``unknown``: they were given while it was on its way.
+    """
 
     user_id: int
     words: NodeWords
     offer: Offer
     slots: int
     queues: frozenset[str] = frozenset()
+    unknown: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -60,10 +67,15 @@ class Given:
 
 @dataclass(frozen=True)
 class Claimed:
-    """The answer to a claim."""
+    """The answer to a claim. ``over`` = nothing will be given, however long it waits.
+
+    ``offer`` is what the node turned out to offer, ``None`` for nothing at the moment.
+    """
 
     given: tuple[Given, ...] = ()
     cancel: tuple[int, ...] = ()
+    offer: Offer | None = None
+    over: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,28 +156,40 @@ class Classes:
         return self._fits[offer.tags, json.dumps(offer.total.to_json())]
 
 
-def claim(db: Connection, request: Claim, rules: Rules, classes: Classes, now: Moment) -> Claimed:
-    """Give the node what fits it best. NotAllowed when its name belongs to another user."""
+def claim(
+    db: Connection, request: Claim, rules: Rules, classes: Classes, now: Moment, *, arrives: bool = True
+) -> Claimed:
+    """Give the node what fits it best. ``arrives`` = the node says it now, and did not just wait since it said it.
+
+    NotAllowed when its name belongs to another user.
+    """
     node = request.words.name
-    nodes.heard(db, request.words, request.user_id, now.wall)
+    if arrives:
+        nodes.heard(db, request.words, request.user_id, now.wall)
     cancel = tuple(leases.cancelled(db, node))
+    if not nodes.takes_tasks(db, node):
+        return Claimed(cancel=cancel, over=True)
     if leases.exclusive_on(db, node):
         return Claimed(cancel=cancel)
+    free, slots = request.offer.free, request.slots
+    for signature in leases.signatures(db, request.unknown):
+        free, slots = take(free, classes.signature(db, signature)), slots - 1
+    offer = replace(request.offer, free=free, idle=request.offer.idle and not leases.any_on(db, node))
     groups = _possible(db, request, classes)
-    if not groups:
-        return Claimed(cancel=cancel)
+    if not groups or slots <= 0:
+        return Claimed(cancel=cancel, offer=offer if slots > 0 else None)
     chosen = choose(
         groups,
         lambda group, count: tasks.oldest(
             db, group.queue, group.signature.id, rank=group.rank, owner_id=group.owner, count=count
         ),
-        free=request.offer.free,
-        slots=request.slots,
-        idle=request.offer.idle and not leases.any_on(db, node),
+        free=free,
+        slots=slots,
+        idle=offer.idle,
         running=leases.running_by_owner(db),
     )
     given = [_give(db, choice, node, rules, now) for choice in chosen]
-    return Claimed(tuple(given), cancel)
+    return Claimed(tuple(given), cancel, offer)
 
 
 def _possible(db: Connection, request: Claim, classes: Classes) -> list[Group]:

@@ -107,6 +107,14 @@ def any_on(db: Connection, node: str) -> bool:
     return db.row("SELECT 1 FROM leases WHERE node = ? LIMIT 1", node) is not None
 
 
+def signatures(db: Connection, leases: Collection[int]) -> list[int]:
+    """The signatures of the tasks behind those of these leases that are still held."""
+    return [row[0] for some in pieces(leases) for row in db.rows(
+        f"SELECT t.signature_id FROM leases l JOIN tasks t ON t.number = l.number WHERE l.lease IN ({marks(some)})",  # noqa: S608 marks
+        *some,
+    )]  # fmt: skip
+
+
 def running_by_owner(db: Connection) -> dict[int, int]:
     """Owner → running attempts."""
     return dict(db.rows("SELECT owner_id, COUNT(*) FROM leases GROUP BY owner_id"))

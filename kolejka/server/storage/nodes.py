@@ -14,10 +14,13 @@ _COLUMNS = "name, state, tags, total, capacity, first_seen, last_seen"
 
 @dataclass(frozen=True)
 class NodeWords:
-    """What a node says about itself: ``total`` and ``capacity`` are plain limits."""
+    """What a node says about itself: ``total`` and ``capacity`` are plain limits.
+
+    A ``state`` of ``None`` says nothing: a claim, which is older than the heartbeat that may have overtaken it.
+    """
 
     name: str
-    state: str
+    state: str | None
     tags: tuple[str, ...]
     total: dict[str, Any]
     capacity: dict[str, Any]
@@ -27,14 +30,20 @@ def heard(db: Connection, words: NodeWords, user_id: int, now: float) -> None:
     """Record a node's words. NotAllowed when the name belongs to another user: the first to use it keeps it."""
     changed = db.run(
         "INSERT INTO nodes (name, user_id, state, tags, total, capacity, first_seen, last_seen)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (name) DO UPDATE SET state = excluded.state, tags = excluded.tags, total = excluded.total,"
-        " capacity = excluded.capacity, last_seen = excluded.last_seen WHERE nodes.user_id = excluded.user_id",
+        " VALUES (?, ?, COALESCE(?, 'active'), ?, ?, ?, ?, ?)"
+        " ON CONFLICT (name) DO UPDATE SET state = COALESCE(?, nodes.state), tags = excluded.tags,"
+        " total = excluded.total, capacity = excluded.capacity, last_seen = excluded.last_seen"
+        " WHERE nodes.user_id = excluded.user_id",
         words.name, user_id, words.state, json.dumps(words.tags), json.dumps(words.total), json.dumps(words.capacity),
-        now, now,
+        now, now, words.state,
     )  # fmt: skip
     if not changed:
         raise NotAllowed(f"the node name {words.name!r} belongs to another user; give this node another", field="node")
+
+
+def takes_tasks(db: Connection, name: str) -> bool:
+    """Whether the node neither drains nor is quarantined."""
+    return db.row("SELECT 1 FROM nodes WHERE name = ? AND state = 'active'", name) is not None
 
 
 def listing(db: Connection, name: str | None = None) -> list[dict[str, Any]]:
