@@ -23,12 +23,19 @@ from tests.support import wait_until
 pytestmark = pytest.mark.needs("cgroups")
 
 ROOT = f"kolejka-test-sessions-{os.getpid()}"
+OWN = Path("/proc/self/cgroup").read_text(encoding="utf-8").rpartition("0::")[2].strip()
+"""our own group in the version-2 tree, before anything moved us"""
 
 
 def tops() -> list[Path]:
-    """Our folder in every hierarchy. Other people's folders come and go, so nobody looks into them."""
+    """Our folder in every hierarchy, or below the group that was delegated to these tests.
+
+    Other people's folders come and go, so nobody looks into them.
+    """
     mount = Path("/sys/fs/cgroup")
-    return [path for path in (mount / ROOT, *(place / ROOT for place in mount.iterdir())) if path.is_dir()]
+    own = mount / OWN.strip("/")
+    places = dict.fromkeys([mount, *mount.iterdir(), own, *own.parents])
+    return [place / ROOT for place in places if (place / ROOT).is_dir()]
 
 
 def groups() -> set[str]:
@@ -85,11 +92,10 @@ def test_a_program_is_measured_and_leaves_nothing(registry, payload):
 def test_the_clock_counts_from_the_first_process(registry, payload):
     session = registry.open(Limits())
     before = session.stats().stats.time
-    subprocess.run(["sleep", "0.1"], check=True)
-    assert session.stats().stats.time >= before + 0.1
+    wait_until(lambda: session.stats().stats.time >= before + 1)
     process = payload(session, "")
     process.wait()
-    assert session.stats().stats.time < 0.1
+    assert session.stats().stats.time < 1
 
 
 def test_what_sleeps_beyond_its_time_is_ended_in_time(registry, payload):
@@ -460,7 +466,7 @@ def test_a_dead_creators_session_goes_when_nobody_is_inside(registry, payload):
     assert full.report is None
     inside.kill()
     wait_until(lambda: full.report is not None)
-    assert len(registry) == 0
+    wait_until(lambda: len(registry) == 0)
 
 
 def test_many_callers_at_once(registry, payload):

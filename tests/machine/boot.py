@@ -30,7 +30,7 @@ tar -C /report -cf /dev/vdc .
 sync
 """
 KERNEL_WORDS: Final = (
-    "root=/dev/vda rw console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off systemd.show_status=false"
+    "root=/dev/vda rw console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off apparmor=0 systemd.show_status=false"
 )
 
 
