@@ -1,19 +1,18 @@
 """Asking the server for tasks: always as soon as there is something free that is not on offer yet.
 
-A request names what is free at that moment and may wait at the server until something fits (a long poll). Meanwhile
-more may become free. The older request cannot be taken back: an answer on its way would be attempts that nobody knows
-of. So it stays, and a second one names the new figures. Three rules keep that cheap and right:
+A node *asks*: a request that the server answers at once. While its answer is on the way nothing else is asked, so
+requests follow one another, each with exact figures. When the server has nothing for those figures, a request with the
+same ones *waits* there (a long poll). As soon as what is free is anything else than what waits, the node asks again,
+and the server answers the older request with nothing: for it, a node's newest request is the only one.
 
-- No request is sent while one that is open offers at least what is free now.
-- A request without an answer for ``PARKED_S`` (or a few of the server's usual round trips, where that is longer) is
-  *parked*: the server has nothing that fits it. Only when all open ones are parked is another sent. So while tasks are
-  plentiful requests follow one another, each with exact figures; they overlap only where waiting for an answer would
-  leave something unused.
-- Two overlapping requests may together bring more than fits. What does not fit is given back at once, unstarted.
+An answer that had left before a newer request came may bring attempts that the newer one did not know of. Whatever
+fits is run, whatever does not is given back at once, unstarted.
 
-Each request occupies a thread. They all run the same loop; one more starts when all are busy, at most one for each slot
-and one besides. An answer that does not even fit the figures it was asked with means that server and node reckon
-differently: the attempt is given back and asking pauses, longer each time, so the two do not play ball.
+Nothing is asked before the server has heard a heartbeat of this life: to it the node may still be one that drains.
+
+Each request occupies a thread: one asks, one waits, and the answer of one more may have got lost on its way. They all
+run the same loop. An answer that does not even fit the figures it was asked with, or one that should have waited and
+did not, means that server and node reckon differently: asking pauses, longer each time, so the two do not play ball.
 """
 
 from __future__ import annotations
@@ -32,9 +31,7 @@ from kolejka.foreman.pack import Free, Misfit, Placement, Wish
 
 logger = logging.getLogger(__name__)
 
-PARKED_S: Final = 0.05
-PARKED_ROUND_TRIPS: Final = 4
-PARKED_AT_MOST_S: Final = 1.0
+THREADS: Final = 3
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 10.0
 REFUSED_PAUSE_S: Final = 30.0
@@ -43,11 +40,12 @@ REFUSED_PAUSE_S: Final = 30.0
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One open request: what it offers, beside which tasks, and since when."""
+    """One request: what it offers, beside which tasks, since when, and how long it may wait at the server."""
 
     free: Free
     beside: tuple[Placement, ...]
     since: float
+    wait_s: float
 
 
 class Asks(Protocol):
@@ -76,19 +74,23 @@ class Asks(Protocol):
 
 
 class Claims:
-    """The requests of one node. ``backlog`` results that wait for the server stop the asking."""
+    """The requests of one node. ``known`` = the server has heard this foreman's heartbeat.
+
+    ``backlog`` results that wait for the server stop the asking.
+    """
 
     def __init__(self, board: Board, daemon: Asks, *, wait_s: float, spawn: Callable[[Callable[[], None], str], object],
-                 round_trip_s: Callable[[], float] = lambda: 0.0, backlog: int = 256) -> None:  # fmt: skip
+                 known: Callable[[], bool] = lambda: True, backlog: int = 256) -> None:  # fmt: skip
         self._board = board
         self._daemon = daemon
         self._wait_s = wait_s
         self._spawn = spawn
-        self._round_trip_s = round_trip_s
+        self._known = known
         self._backlog = backlog
         self._open: list[Request] = []
-        self._threads = 0
-        self._idle = 0
+        self._newest: Request | None = None
+        self._nothing_for: Free | None = None
+        """the figures for which the latest answer had nothing"""
         self._not_before = 0.0
         self._pause_s = 0.0
         self._dying: frozenset[int] = frozenset()
@@ -98,18 +100,17 @@ class Claims:
 
     def start(self) -> None:
         """Start asking."""
-        with self._board.changed:
-            self._threads += 1
-        self._spawn(self._loop, "claim")
+        for _ in range(THREADS):
+            self._spawn(self._loop, "claim")
 
     def open_requests(self) -> int:
-        """How many requests wait at the server."""
+        """How many requests have no answer yet."""
         return len(self._open)
 
     def _loop(self) -> None:
         while (request := self._next()) is not None:
             try:
-                answer = self._daemon.ask(request.free, self._wait_s)
+                answer = self._daemon.ask(request.free, request.wait_s)
             except KolejkaError as error:
                 self._failed(request, error)
             else:
@@ -119,37 +120,29 @@ class Claims:
         """Wait until a request is due; ``None`` when the node takes no more tasks."""
         changed = self._board.changed
         with changed:
-            self._idle += 1
-            try:
-                while self._board.state is NodeState.ACTIVE:
-                    now = seconds()
-                    pause = self._due(now)
-                    if pause == 0:
-                        request = Request(self._board.free(), tuple(self._board.placements()), now)
-                        self._open.append(request)
-                        break
-                    changed.wait(pause)
-                else:
-                    return None
-            finally:
-                self._idle -= 1
-            if not self._idle and self._threads <= self._board.offer.slots:
-                self._threads += 1
-                self._spawn(self._loop, "claim")
-            return request
+            while self._board.state is NodeState.ACTIVE:
+                now = seconds()
+                pause = self._due(now)
+                if pause == 0:
+                    free = self._board.free()
+                    wait_s = self._wait_s if free == self._nothing_for else 0.0
+                    self._newest = Request(free, tuple(self._board.placements()), now, wait_s)
+                    self._open.append(self._newest)
+                    return self._newest
+                changed.wait(pause)
+            return None
 
     def _due(self, now: float) -> float | None:
         """Seconds until the next request; 0 = now, ``None`` = not before something changes."""
         left = self._board.free()
-        if not left.slots or not left.cpus or self._board.backlog() >= self._backlog:
+        if not left.slots or not left.cpus or self._board.backlog() >= self._backlog or not self._known():
             return None
-        if any(request.free.covers(left) for request in self._open):
+        newest = self._newest
+        if newest is not None and newest in self._open and (newest.wait_s == 0 or newest.free == left):
             return None
-        patience_s = min(max(PARKED_S, PARKED_ROUND_TRIPS * self._round_trip_s()), PARKED_AT_MOST_S)
-        parked_at = max((request.since + patience_s for request in self._open), default=now)
         if self._dying and self._dying.isdisjoint(self._board.leases()):
             self._dying, self._not_before = frozenset(), 0.0
-        return max(0.0, parked_at - now, self._not_before - now)
+        return max(0.0, self._not_before - now)
 
     def _close(self, request: Request) -> None:
         self._open.remove(request)
@@ -175,7 +168,7 @@ class Claims:
             self._silent.clear()
             logger.info("the server answers again")
         self._daemon.end(answer.cancel, Verdict.CANCELLED)
-        astray = False
+        astray = self._is_hasty(request, answer)
         within = list(request.beside)
         try:
             for attempt in answer.attempts:
@@ -184,8 +177,17 @@ class Claims:
             with self._board.changed:
                 self._pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, self._pause_s * 2)) if astray else 0.0
                 self._dying = answer.cancel
+                if request is self._newest:
+                    self._nothing_for = None if answer.attempts else request.free
                 self._not_before = seconds() + max(self._pause_s, FIRST_PAUSE_S if answer.cancel else 0.0)
                 self._close(request)
+
+    def _is_hasty(self, request: Request, answer: Claimed) -> bool:
+        """Whether the server was to wait for tasks, had no reason not to, and did not."""
+        return (
+            request is self._newest and not answer.attempts and not answer.cancel
+            and seconds() - request.since < request.wait_s / 2
+        )  # fmt: skip
 
     def _place(self, attempt: Attempt, within: list[Placement]) -> bool:
         """Start one attempt or give it back; False when it does not even fit what it was asked for with."""

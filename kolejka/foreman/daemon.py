@@ -125,7 +125,7 @@ class Foreman:
         self._couriers = Couriers(self.board, self._spool, server, self.pulse)
         self._claims = Claims(
             self.board, self, wait_s=min(settings.wait, 30.0), spawn=self._spawn,
-            round_trip_s=lambda: self.pulse.round_trip_s,
+            known=lambda: self.pulse.beats > 0,
         )  # fmt: skip
         self._slots = Slots(
             self.board, pool, folder=data / "running", blobs=self._blobs, spool=self._spool, couriers=self._couriers,
@@ -185,6 +185,7 @@ class Foreman:
         """Kill what runs, give it back, then end."""
         if self.board.move(NodeState.STOPPED):
             logger.info("foreman stops", extra={"running": len(self.board.running())})
+            self.pulse.now()
 
     def wait_finished(self, timeout_s: float | None = None) -> bool:
         """Wait for the end; whether it has come. Raises what ended a thread that should not have."""

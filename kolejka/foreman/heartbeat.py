@@ -36,16 +36,6 @@ class Pulse:
         self._failures = 0
         self._wanted = False
         self._closed = False
-        self._round_trip_s = 0.0
-
-    @property
-    def round_trip_s(self) -> float:
-        """How long the server takes for a short answer, lately."""
-        return self._round_trip_s
-
-    def took(self, elapsed_s: float) -> None:
-        """A request that the server answers without waiting took so long."""
-        self._round_trip_s += (elapsed_s - self._round_trip_s) / 8
 
     @property
     def beats(self) -> int:
@@ -84,7 +74,6 @@ class Pulse:
         """One beat, and what follows from its answer. Errors are those of the client."""
         began = seconds()
         answer = self._beat()
-        self.took(seconds() - began)
         self.expect(answer.heartbeat_s)
         self._end(answer.lost, Verdict.LOST)
         self._end(answer.cancel, Verdict.CANCELLED)

@@ -80,13 +80,6 @@ class Free:
     slots: int
     idle: bool
 
-    def covers(self, other: Free) -> bool:
-        """Whether every task that fits into ``other`` fits in here as well."""
-        if self.slots < other.slots or (other.idle and not self.idle):
-            return False
-        return all(name in other.limits.values and other.limits.values[name] <= value
-                   for name, value in self.limits.values.items())  # fmt: skip
-
 
 def free(offer: Offer, placements: Iterable[Placement]) -> Free:
     """What ``placements`` leave of the offer. Nothing is left beside a task that has the node for itself."""

@@ -27,7 +27,7 @@ from typing import Any, Final, Protocol
 
 from kolejka.common.errors import Conflict, InputError, KolejkaError, NotAllowed, NotFound
 from kolejka.common.result import Outcome, Result
-from kolejka.foreman.board import Board, NodeState, seconds
+from kolejka.foreman.board import Board, NodeState
 from kolejka.foreman.heartbeat import Pulse
 from kolejka.foreman.spool import Entry, Spool
 
@@ -169,10 +169,8 @@ class Couriers:
 
     def _send(self, entry: Entry, result: Result) -> None:
         self._send_files(entry.folder, result)
-        began = seconds()
         try:
             self._server.put_result(entry.lease, result)
-            self._pulse.took(seconds() - began)
         except InputError as error:
             if error.code != "blob_missing":
                 raise

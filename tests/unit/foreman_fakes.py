@@ -106,6 +106,7 @@ class FakeServer:
         self.puts: list[str] = []
         self.down = False
         self.error: KolejkaError | None = None
+        self.refuse_beat: KolejkaError | None = None
         self.refuse_result: Callable[[int, Result], None] = lambda lease, result: None
         self._numbers = itertools.count(1)
         self.changed = threading.Condition()
@@ -138,15 +139,21 @@ class FakeServer:
         wait_s: float, idle: bool,
     ) -> Claimed:  # fmt: skip
         with self.changed:
-            self.claims.append({"capacity": capacity, "slots": slots, "idle": idle})
+            claim = {"capacity": capacity, "slots": slots, "idle": idle, "wait_s": wait_s}
+            self.claims.append(claim)
+            self.changed.notify_all()
             self._check()
 
             def ready() -> list[Task]:
                 return [] if self.down or self.closed else self._fitting(capacity, slots, idle)
 
-            self.changed.wait_for(
-                lambda: ready() or self.down or self.closed or self.cancelled.difference(self.results), wait_s
-            )
+            def over() -> object:
+                overtaken = self.claims[-1] is not claim
+                return overtaken or self.down or self.closed or self.cancelled.difference(self.results)
+
+            self.changed.wait_for(lambda: over() or ready(), wait_s)
+            if self.claims[-1] is not claim:
+                return Claimed(heartbeat_s=self.heartbeat_s)
             self._check()
             found = ready()
             attempts = []
@@ -178,6 +185,8 @@ class FakeServer:
     ) -> Beat:
         with self.changed:
             self._check()
+            if self.refuse_beat is not None:
+                raise self.refuse_beat
             held = list(leases)
             self.beats.append({"leases": held, "state": state, "capacity": capacity})
             self.changed.notify_all()

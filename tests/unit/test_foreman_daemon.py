@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kolejka.client.node import Attempt
-from kolejka.common.errors import Conflict, InputError, NodeError, NotAllowed
+from kolejka.common.errors import Conflict, InputError, NodeError, NotAllowed, Unavailable
 from kolejka.common.limits import Limits
 from kolejka.common.result import Outcome, Result
 from kolejka.foreman import claims, heartbeat, leftovers, slots, upload
@@ -113,16 +113,60 @@ def test_what_frees_while_a_request_waits_at_the_server_is_offered_at_once(world
     assert world.server.released == {}
 
 
-def test_no_request_is_repeated_while_an_open_one_offers_as_much(world: World) -> None:
+def test_a_request_asks_once_waits_once_and_is_not_repeated_while_nothing_changes(world: World) -> None:
     foreman = world.start(offer_of(2))
-    wait_until(lambda: len(world.server.claims) == 1)
+    wait_until(lambda: len(world.server.claims) == 2)
     with foreman.board.changed:
         foreman.board.changed.notify_all()
     world.server.put(task("a"))
     world.jobs(1)
+    wait_until(lambda: len(world.server.claims) == 4)
+    assert [(claim["slots"], claim["wait_s"]) for claim in world.server.claims] == [(2, 0), (2, 30), (1, 0), (1, 30)]
+    assert world.server.claims[-1]["capacity"].get("cpus") == 1
+
+
+def test_an_exclusive_task_starts_when_the_node_becomes_idle_though_an_older_request_waits(world: World) -> None:
+    world.start(offer_of(3))
+    world.server.put(task("t0"))
+    world.jobs(1)
+    world.server.put(task("t1"))
+    world.jobs(2)
+    world.server.put(task("alone", exclusive=True))
+    wait_until(lambda: (world.server.claims[-1]["slots"], world.server.claims[-1]["wait_s"]) == (1, 30))
+    for number in range(2):
+        assert len(world.pool.started) == 2
+        world.pool.finish(number)
+        world.results(number + 1)
+    assert world.jobs(3)[2].cpuset
+    assert [claim["idle"] for claim in world.server.claims].count(True) >= 2
+    assert world.server.released == {}
+
+
+def test_one_who_waits_is_overtaken_by_what_a_late_answer_leaves(world: World) -> None:
+    foreman = world.start(offer_of(2))
     wait_until(lambda: len(world.server.claims) == 2)
-    assert [claim["slots"] for claim in world.server.claims] == [2, 1]
-    assert world.server.claims[1]["capacity"].get("cpus") == 1
+    late = Attempt(50, "late", "owner", task("late").to_json(), None)
+    foreman._claims._place(late, [])
+    wait_until(lambda: world.server.claims[-1]["slots"] == 1, 10, "what waits for 30 s offers too much")
+
+
+def test_nothing_is_asked_before_the_server_knows_this_life(world: World) -> None:
+    world.server.refuse_beat = Unavailable("not yet")
+    world.server.put(task("a"))
+    foreman = world.start()
+    wait_until(lambda: foreman.pulse._failures >= 3)
+    assert world.server.claims == []
+    world.server.refuse_beat = None
+    world.jobs(1)
+
+
+def test_a_server_that_lets_nobody_wait_is_asked_ever_more_rarely(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreman = world.start(offer_of(2))
+    wait_until(lambda: len(world.server.claims) == 2)
+    world.server.close()
+    wait_until(lambda: foreman._claims._pause_s >= 2 * claims.FIRST_PAUSE_S)
 
 
 def test_running_tasks_share_neither_cpus_nor_slots(world: World) -> None:
@@ -209,7 +253,7 @@ def test_a_cancel_that_a_request_brings_is_obeyed_and_asking_does_not_run_hot_me
     world.start(offer_of(2))
     world.server.put(task("a"))
     world.jobs(1)
-    wait_until(lambda: len(world.server.claims) == 2)
+    wait_until(lambda: (world.server.claims[-1]["slots"], world.server.claims[-1]["wait_s"]) == (1, 30))
     obeyed = threading.Event()
 
     def slow(job: Job, outcome: Outcome = Outcome.CANCELLED) -> None:

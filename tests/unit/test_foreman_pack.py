@@ -109,16 +109,6 @@ def test_a_task_without_limits_takes_what_is_free_and_one_cpu() -> None:
     assert isinstance(place(offer, [first, second], Wish(Limits())), Misfit)
 
 
-def test_a_free_node_covers_a_fuller_one_but_not_the_other_way_round() -> None:
-    offer = offer_of(4)
-    first = place(offer, [], wish())
-    assert isinstance(first, Placement)
-    empty, fuller = free(offer, []), free(offer, [first])
-    assert empty.covers(fuller)
-    assert empty.covers(empty)
-    assert not fuller.covers(empty)
-
-
 SPLIT = [name for name, limit in LIMITS.items() if limit.share is Share.SPLIT and name != "cpus"]
 amounts = st.fixed_dictionaries({name: st.integers(4096, 1 << 20) for name in SPLIT})
 wishes = st.builds(
