@@ -38,7 +38,7 @@ _TYPES = {
 }  # fmt: skip
 _KINDS = {
     "text": "text", "path": "path", "words": "words", "limits": "limits", "size": "size", "time": "time",
-    "count": "whole number", "flag": "yes or no",
+    "count": "whole number", "flag": "yes or no", "uid": "user id",
 }  # fmt: skip
 
 

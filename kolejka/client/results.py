@@ -23,20 +23,23 @@ Fetch = Callable[[str, Path, int], object]
 
 def check_result_folder(folder: str | os.PathLike[str]) -> Path:
     """The place for a result: a folder that can be made, or an empty one. InputError otherwise."""
-    path = Path(os.path.abspath(folder))  # resolved: a link to an empty folder stays a link
     place = os.fspath(folder)
-    if path.is_symlink():
+    try:
+        return _checked(Path(os.path.abspath(folder)), place)
+    except OSError as error:
+        raise InputError(f"cannot be made: {error.strerror}", field=place) from None
+
+
+def _checked(path: Path, place: str) -> Path:
+    if path.is_symlink():  # a link to an empty folder stays a link
         path = Path(os.path.realpath(path))
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {os.fspath(path.parent)!r} to make it in; make that first", field=place)
     if path.exists() or path.is_symlink():
         if not path.is_dir():
             raise InputError("there is something of that name that is no folder; name a new one", field=place)
-        try:
-            if any(path.iterdir()):
-                raise InputError("this folder is not empty; name a new one for the result", field=place)
-        except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}", field=place) from None
+        if any(path.iterdir()):
+            raise InputError("this folder is not empty; name a new one for the result", field=place)
         if os.path.samefile(path, os.getcwd()) or os.path.ismount(path):
             raise InputError("this folder is in use as such; name a new one below it", field=place)
     if not os.access(path.parent, os.W_OK | os.X_OK):

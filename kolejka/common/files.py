@@ -6,16 +6,19 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Final
+from typing import IO, Any, BinaryIO, Final, NoReturn
 
 from kolejka.common.errors import InputError
 
 CHUNK: Final = 1 << 20
 """Bytes handled at a time wherever bytes stream."""
+MAX_JSON: Final = 64 << 20
+"""Bytes of the largest JSON file that is read."""
 MAX_NAME: Final = 4096
 MAX_COMPONENT: Final = 255
 _REFERENCE: Final = re.compile(r"[0-9a-f]{64}")
@@ -106,10 +109,12 @@ def replacing(path: str | os.PathLike[str], *, mode: int = 0o644, durable: bool 
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """The JSON value in a file. InputError with the place when the file is missing or is no JSON."""
+    """The JSON value in a file. InputError with the place when the file is missing, no regular file or no JSON."""
     try:
-        with open(path, encoding="utf-8") as source:
-            return json.load(source)
+        text = _read_text(path).decode("utf-8")
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+    except InputError as error:
+        raise InputError(error.message, field=os.fspath(path)) from None
     except FileNotFoundError:
         raise InputError("there is no such file", field=os.fspath(path)) from None
     except OSError as error:
@@ -118,6 +123,32 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise InputError("this JSON nests too deeply", field=os.fspath(path)) from None
     except ValueError as error:
         raise InputError(f"this is not JSON: {error}", field=os.fspath(path)) from None
+
+
+def _read_text(path: str | os.PathLike[str]) -> bytes:
+    # Non-blocking: a FIFO of that name would otherwise wait for a writer for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as source:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError("is not a regular file")
+        text = source.read(MAX_JSON + 1)
+    if len(text) > MAX_JSON:
+        raise InputError(f"is larger than {MAX_JSON >> 20} MiB")
+    return text
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{twice!a} stands twice in one object")
+    return data
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise InputError(f"{name} is not JSON")
 
 
 def write_json(path: str | os.PathLike[str], data: Any, *, mode: int = 0o644, durable: bool = False) -> None:

@@ -24,6 +24,8 @@ from kolejka.common.limits import Limits
 from kolejka.common.units import parse_count, parse_flag, parse_size, parse_time
 
 CONFIG_NAME: Final = "kolejka.toml"
+LEAST_UID: Final = 65536
+MOST_UID: Final = 2**32 - 65536
 
 
 def _text(value: object) -> str:
@@ -54,9 +56,17 @@ def _limits(value: object) -> Limits:
     return Limits.parse(value)
 
 
+def _uid(value: object) -> int:
+    """A user id for programs of others: no system user, and room for a few thousand slots above it."""
+    uid = parse_count(value)
+    if not LEAST_UID <= uid <= MOST_UID:
+        raise InputError(f"{value!r} is no user id for payloads; choose one from {LEAST_UID} to {MOST_UID}")
+    return uid
+
+
 PARSERS: Final[Mapping[str, Callable[[object], Any]]] = {
     "text": _text, "path": _path, "words": _words, "limits": _limits,
-    "size": parse_size, "time": parse_time, "count": parse_count, "flag": parse_flag,
+    "size": parse_size, "time": parse_time, "count": parse_count, "flag": parse_flag, "uid": _uid,
 }  # fmt: skip
 
 
@@ -304,7 +314,7 @@ class WorkerSettings(Section, section="worker"):
     docker: str = setting(
         "", "address of the container engine, such as unix:///run/docker.sock; absent = the environment's", kind="text"
     )
-    first_uid: int = setting(2_000_000, "host user ids of payloads start here; each slot has its own", kind="count")
+    first_uid: int = setting(2_000_000, "host user ids of payloads start here; each slot has its own", kind="uid")
 
 
 @dataclass(frozen=True)

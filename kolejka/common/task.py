@@ -8,6 +8,7 @@ derive from it.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ RETRY_REASONS: Final = ("lost", "error", "limit", "failed", "signaled")
 LABEL_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}$"
 QUEUE_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
+MAX_ARGUMENT: Final = 131071
+"""Bytes of the longest argument or variable that Linux gives to a program (MAX_ARG_STRLEN, less the NUL)."""
 _TEXT: Final = {"type": "string", "minLength": 1, "maxLength": 4096}
 _NAME: Final = {"type": "string", "minLength": 1, "maxLength": 4096, "format": "safe-name"}
 _FILE_FORMS: Final[list[dict[str, Any]]] = [
@@ -271,11 +274,17 @@ class Task:
         for argument in self.args:
             if "\0" in argument:
                 raise InputError("an argument holds a NUL character, which no program can be given", field="args")
+            if len(os.fsencode(argument)) > MAX_ARGUMENT:
+                raise InputError(f"an argument is longer than {MAX_ARGUMENT} bytes; pass it as a file", field="args")
         if not self.args[0]:
             raise InputError("the program's name is empty", field="args")
         for name, value in self.environment.items():
             if "\0" in value:
                 raise InputError("the value holds a NUL character", field=f"environment.{name}")
+            if len(os.fsencode(name)) + len(os.fsencode(value)) >= MAX_ARGUMENT:
+                raise InputError(
+                    f"this is longer than {MAX_ARGUMENT} bytes; pass it as a file", field=f"environment.{name}"
+                )
         _check_no_file_is_a_folder(self.files, "files")
 
     @classmethod
@@ -297,7 +306,10 @@ class Task:
             if file.path is None:
                 continue
             place = f"{spec}: files.{name}"
-            path = (folder / file.path).resolve()
+            try:
+                path = (folder / file.path).resolve()
+            except (OSError, RuntimeError):  # RuntimeError: links in a circle, up to Python 3.12
+                raise InputError(f"{file.path!r} cannot be followed; its links run in a circle", field=place) from None
             if not path.is_relative_to(root):
                 raise InputError(f"{file.path!r} leads out of the task's folder; copy the file into it", field=place)
             if not path.exists():

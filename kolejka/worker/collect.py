@@ -26,6 +26,11 @@ from kolejka.common.task import Collect
 from kolejka.worker.trees import MAX_DEPTH, Entry, walk
 
 MAX_SKIPPED: Final = 1000
+MAX_SKIPPED_BYTES: Final = 1 << 19
+MAX_MANIFEST_BYTES: Final = 6 << 20
+"""A result's list of files passes through a server in one piece; more than about 40 000 files want an archive."""
+_ENTRY_BYTES: Final = 130
+"""what size, mode and hash of one file take in JSON"""
 """Names of left-out files that a result carries; the others are counted."""
 _KINDS: Final = (
     (stat.S_ISLNK, "a symbolic link"),
@@ -43,13 +48,23 @@ class Collection:
     manifest: dict[str, ResultFile] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     skipped_more: int = 0
+    skipped_bytes: int = 0
+    manifest_bytes: int = 0
 
     def skip(self, name: str, reason: str) -> None:
         """Note a file that is left out."""
-        if name in self.skipped or len(self.skipped) < MAX_SKIPPED:
-            self.skipped.setdefault(name, reason)
+        if name in self.skipped:
+            return
+        if len(self.skipped) < MAX_SKIPPED and self.skipped_bytes < MAX_SKIPPED_BYTES:
+            self.skipped[name] = reason
+            self.skipped_bytes += spelled(name)
         else:
             self.skipped_more += 1
+
+
+def spelled(name: str) -> int:
+    """Bytes that a name takes in JSON."""
+    return len(name) if name.isascii() and name.isprintable() else 6 * len(name)
 
 
 @cache
@@ -128,9 +143,12 @@ def collect(
             reason = _objection(info, target, device, taken, found)
             if reason is None and left is not None and info.st_size > left:
                 reason = "over the size limit"
+            if reason is None and found.manifest_bytes > MAX_MANIFEST_BYTES:
+                reason = "more files than a result can list"
             if reason is not None:
                 found.skip(name, reason)
                 continue
+            found.manifest_bytes += 2 * spelled(target) + _ENTRY_BYTES  # a name stands in files and in manifest
             try:
                 found.manifest[target] = _bring(entry, result, target)
             except FileNotFoundError:

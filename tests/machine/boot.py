@@ -24,7 +24,7 @@ cp -a /mnt/tree /srv/tree
 cd /srv/tree
 . /mnt/environment
 pip install -q --no-index --no-deps /mnt/*.whl
-python -m pytest -p no:cacheprovider --color=no --junitxml=/report/junit.xml $ARGUMENTS
+eval "python -m pytest -p no:cacheprovider --color=no --junitxml=/report/junit.xml $ARGUMENTS"
 echo $? > /report/status
 tar -C /report -cf /dev/vdc .
 sync
@@ -59,7 +59,7 @@ def _tree_disk(project: Path, scratch: Path, arguments: list[str], requires: str
     shutil.rmtree(tree / "kolejka.egg-info", ignore_errors=True)
     (content / "run-tests").write_text(RUN_TESTS)
     words = {
-        "ARGUMENTS": " ".join(arguments),
+        "ARGUMENTS": shlex.join(arguments),
         "KOLEJKA_TEST_REQUIRES": requires,
         "KOLEJKA_TEST_MACHINE": "v2",
         "CI": "true",

@@ -144,3 +144,31 @@ def test_a_missing_file_or_a_folder_is_refused_naming_it(tmp_path: Path) -> None
     assert caught.value.field == str(tmp_path / "absent")
     with pytest.raises(InputError, match="cannot be read"):
         files.read_json(tmp_path)
+
+
+def test_a_fifo_is_no_json_file_and_nobody_waits_for_its_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "spec.json")
+    with pytest.raises(InputError, match="not a regular file"):
+        files.read_json(tmp_path / "spec.json")
+
+
+def test_a_device_without_end_is_no_json_file() -> None:
+    with pytest.raises(InputError, match="not a regular file"):
+        files.read_json("/dev/zero")
+
+
+def test_a_json_file_beyond_all_measure_is_refused(tmp_path: Path) -> None:
+    with open(tmp_path / "spec.json", "wb") as sink:
+        sink.truncate(files.MAX_JSON + 1)
+    with pytest.raises(InputError, match="larger than 64 MiB"):
+        files.read_json(tmp_path / "spec.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "about"), [('{"a": 1, "a": 2}', "'a' stands twice"), ('{"a": NaN}', "NaN is not JSON")]
+)
+def test_json_that_means_two_things_is_refused_with_its_place(tmp_path: Path, text: str, about: str) -> None:
+    (tmp_path / "spec.json").write_text(text)
+    with pytest.raises(InputError, match=about) as caught:
+        files.read_json(tmp_path / "spec.json")
+    assert caught.value.field == str(tmp_path / "spec.json")

@@ -12,7 +12,7 @@ import pytest
 from kolejka.common import settings
 from kolejka.common.errors import InputError
 from kolejka.common.limits import Limits
-from kolejka.common.settings import PARSERS, Section, ServerSettings, setting
+from kolejka.common.settings import PARSERS, Section, ServerSettings, WorkerSettings, setting
 
 
 @pytest.fixture
@@ -30,6 +30,7 @@ def sample() -> Iterator[type[Section]]:
         wait: float = setting(1.0, "a time", kind="time")
         slots: int = setting(0, "a count", kind="count")
         dry_run: bool = setting(False, "a flag", kind="flag")
+        user: int = setting(100_000, "a user id", kind="uid")
         token: str = setting("", "a secret", kind="text", secret=True)
 
     yield Sample
@@ -54,6 +55,7 @@ size = "2K"
 wait = "1min"
 slots = 3
 dry_run = true
+user = 200000
 token = "secret"
 """
 
@@ -65,7 +67,7 @@ def test_every_kind_is_read_from_a_file(sample: type[Section], tmp_path: Path, m
     assert vars(read) == {
         "name": "y", "level": "high", "place": Path("/home/tester/data"), "words": ("a", "b"),
         "limits": Limits.of(memory="1G", network=True), "size": 2048, "wait": 60.0, "slots": 3, "dry_run": True,
-        "token": "secret",
+        "user": 200_000, "token": "secret",
     }  # fmt: skip
 
 
@@ -74,6 +76,7 @@ def test_every_kind_is_read_from_the_environment(sample: type[Section], tmp_path
         "KOLEJKA_SAMPLE_NAME": "y", "KOLEJKA_SAMPLE_LEVEL": "high", "KOLEJKA_SAMPLE_PLACE": "/data",
         "KOLEJKA_SAMPLE_WORDS": "a, b", "KOLEJKA_SAMPLE_LIMITS": "memory=1G,network=true", "KOLEJKA_SAMPLE_SIZE": "2K",
         "KOLEJKA_SAMPLE_WAIT": "1min", "KOLEJKA_SAMPLE_SLOTS": "3", "KOLEJKA_SAMPLE_DRY_RUN": "yes",
+        "KOLEJKA_SAMPLE_USER": "200000",
         "KOLEJKA_SAMPLE_TOKEN": "secret",
     }  # fmt: skip
     assert set(environment) == {s.variable for s in sample.declared()}
@@ -181,3 +184,9 @@ def test_every_limit_of_the_servers_defaults_is_sane() -> None:
     assert defaults.get("network") is False
     assert defaults.get("swap") == 0
     assert {"time", "memory", "pids", "output", "workspace", "storage", "cpus"} <= set(defaults)
+
+
+@pytest.mark.parametrize("uid", ["0", "1000", str(2**32 - 1)])
+def test_payloads_never_get_the_uid_of_root_or_of_a_person(uid: str) -> None:
+    with pytest.raises(InputError, match="no user id for payloads"):
+        WorkerSettings.load(environment={"KOLEJKA_WORKER_FIRST_UID": uid})

@@ -265,3 +265,17 @@ def test_a_task_does_not_change() -> None:
         task.args = ()  # type: ignore[misc]
     assert task.replace(id="x").id == "x"
     assert task.id is None
+
+
+def test_links_in_a_circle_are_one_line_about_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("a")
+    (tmp_path / "kolejka_task.json").write_text('{"args": ["true"], "files": ["a"]}')
+    with pytest.raises(InputError, match=r"circle|no file") as caught:
+        Task.load(tmp_path)
+    assert "files.a" in str(caught.value)
+
+
+def test_an_argument_that_no_program_can_be_given_is_refused() -> None:
+    with pytest.raises(InputError, match="longer than 131071 bytes"):
+        Task.parse({"args": ["x" * 131072]})
+    assert Task.parse({"args": ["x" * 131071]})

@@ -226,3 +226,16 @@ def test_a_walk_closes_what_it_opened_when_it_is_left_early(workspace: Path) -> 
     next(steps)
     steps.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_result_lists_no_more_files_than_a_server_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr("kolejka.worker.collect.MAX_MANIFEST_BYTES", 1000)
+    workspace, result = tmp_path / "workspace", tmp_path / "result"
+    workspace.mkdir()
+    result.mkdir()
+    for number in range(100):
+        (workspace / f"f{number}").write_bytes(b"")
+    found = collect(workspace, [Collect("**")], result)
+    assert 0 < len(found.manifest) < 20
+    assert len(found.manifest) + len(found.skipped) == 100
+    assert set(found.skipped.values()) == {"more files than a result can list"}

@@ -129,7 +129,7 @@ class Docker:
             return docker.APIClient(**words, version="auto", timeout=_API_TIMEOUT_S)
         except (docker.errors.DockerException, OSError) as error:
             where = words.get("base_url") or "the usual socket"
-            reason = str(error).rpartition("(")[2].rstrip(")") or "no answer"
+            reason = str(error).rpartition("(")[2].rstrip(")").rpartition(", ")[2].strip("'\"") or "no answer"
             raise Unavailable(f"no container engine answers at {where} ({reason}); start it or set --docker") from error
 
     @cached_property
