@@ -17,7 +17,7 @@ import click
 from kolejka import __version__
 from kolejka.cli.exits import INTERRUPTED, error_status
 from kolejka.common import logs
-from kolejka.common.errors import KolejkaError
+from kolejka.common.errors import InputError, KolejkaError
 from kolejka.common.limits import LIMITS, Limits, Unit
 from kolejka.common.settings import LogSettings, Section
 
@@ -92,6 +92,18 @@ def limit_options(command: Command) -> Command:
             **({} if limit.unit is Unit.FLAG else {"metavar": limit.unit.value.upper()}),
         )(decorated)  # fmt: skip
     return decorated
+
+
+def refuse_options_before(context: click.Context, *subcommands: str) -> None:
+    """For a group that is a command as well: InputError when one of its options stands before a subcommand that would
+    not see it.
+    """
+    if context.invoked_subcommand not in subcommands:
+        return
+    for parameter in context.command.params:
+        if context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE:
+            word = context.invoked_subcommand
+            raise InputError(f"write this option behind {word!r}, where it is heard", field=parameter.opts[0])
 
 
 def fail(error: KolejkaError, program: str) -> NoReturn:

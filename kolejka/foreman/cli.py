@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from kolejka.cli.options import main, settings_options
+from kolejka.cli.options import main, refuse_options_before, settings_options
 from kolejka.common import systemd
 from kolejka.common.settings import ClientSettings, ForemanSettings, WorkerSettings
 from kolejka.foreman.daemon import Foreman
@@ -44,6 +44,7 @@ def command(context: click.Context, foreman: ForemanSettings, worker: WorkerSett
     SIGTERM drains: running tasks finish, their results are uploaded. A second one stops: payloads are killed and
     their tasks given back to the server.
     """
+    refuse_options_before(context, "doctor")
     if context.invoked_subcommand is None:
         serve(foreman, worker, client)
 

@@ -10,7 +10,7 @@ import click
 
 from kolejka.cli.doctor import report
 from kolejka.cli.exits import exit_status
-from kolejka.cli.options import limit_options, main, settings_options
+from kolejka.cli.options import limit_options, main, refuse_options_before, settings_options
 from kolejka.common.errors import InputError
 from kolejka.common.files import write_json
 from kolejka.common.limits import Limits
@@ -25,6 +25,7 @@ def command(context: click.Context, observer: ObserverSettings) -> None:
 
     Without a subcommand the observer serves, until SIGTERM. Sessions open then stay: the next start finds them.
     """
+    refuse_options_before(context, "serve")
     context.obj = observer
     if context.invoked_subcommand is None:
         _serve(observer)

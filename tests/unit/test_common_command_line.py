@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +187,19 @@ def test_doctor_names_what_is_missing_and_the_cure(capsys: pytest.CaptureFixture
 def test_doctor_is_content_without_what_is_only_nice(capsys: pytest.CaptureFixture[str]) -> None:
     assert report(iter([THERE, NICE]), as_json=True) == 0
     assert [entry["check"] for entry in json.loads(capsys.readouterr().out)] == ["control groups", "skopeo"]
+
+
+@pytest.mark.parametrize("words", [("foreman", "--config", "k.toml", "doctor"), ("observer", "--cgroup", "x", "serve")])
+def test_an_option_before_a_subcommand_that_would_not_hear_it_is_refused(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "k.toml").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", f"kolejka.{words[0]}", *words[1:]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"{words[1]}: write this option behind {words[3]!r}" in done.stderr
