@@ -39,6 +39,10 @@ def consider(task: Task, *, defaults: Limits, ceilings: Limits) -> Intake:
     """Make a client's spec final. InputError names what a server cannot accept."""
     if task.id is not None:
         raise InputError("the server assigns the id; leave it out", field="id")
+    if task.callback_url is not None:
+        raise InputError(
+            "this server calls nobody back yet; leave it out and wait for the result", field="callback_url"
+        )
     references = {}
     for name, file in task.files.items():
         if file.path is not None:

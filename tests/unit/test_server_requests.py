@@ -203,7 +203,12 @@ def test_limits_are_what_the_task_says_then_the_defaults_and_never_above_the_cei
 
 @pytest.mark.parametrize(
     ("spec", "field"),
-    [({"id": "x"}, "id"), ({"files": {"a": None}}, "files.a"), ({"files": {"b": {"path": "x"}}}, "files.b")],
+    [
+        ({"id": "x"}, "id"),
+        ({"files": {"a": None}}, "files.a"),
+        ({"files": {"b": {"path": "x"}}}, "files.b"),
+        ({"callback_url": "http://127.0.0.1/"}, "callback_url"),
+    ],
 )
 def test_what_a_server_cannot_accept_is_named(spec: dict[str, Any], field: str) -> None:
     with pytest.raises(InputError) as caught:
