@@ -1,8 +1,8 @@
 """A run's private folder on disk: made before the payload, filled with its files, gone after it.
 
-``DATA/work/<name>`` belongs to us; others may only pass through. ``task`` inside it is the payload's working folder
-and belongs to the payload's user. Whoever made the folder holds a lock on it: a folder whose lock is free is the
-left-over of a dead worker, and ``leftovers`` finds it.
+Each run has a folder of its name below ``work`` in the worker's data. It belongs to us; others may only pass through.
+``task`` inside it is the payload's working folder and belongs to the payload's user. Whoever made the folder holds a
+lock on it: a folder whose lock is free is the left-over of a dead worker, and ``leftovers`` finds it.
 """
 
 from __future__ import annotations
