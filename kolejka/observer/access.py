@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from kolejka.common.errors import Conflict, InputError, KolejkaError, NodeError, NotAllowed, NotFound, Unavailable
 from kolejka.common.limits import Limits
 from kolejka.common.settings import ObserverSettings
 from kolejka.observer.client import ObserverClient, ObserverError
-from kolejka.observer.client import Session as ClientSession
+from kolejka.observer.packets import PacketClient, workers_door
 from kolejka.observer.reports import ENFORCED, Report
 
 __all__ = ["ENFORCED", "Report", "Session", "Sessions", "connect"]
@@ -52,6 +52,9 @@ class Sessions(Protocol):
     def open(self, limits: Limits, *, cpuset: Sequence[int] | None = None) -> Session:
         """Open a session with these limits, pinned to ``cpuset`` if that is given."""
 
+    def enclose(self, pid: int, limits: Limits, *, cpuset: Sequence[int] | None = None) -> Session:
+        """Open a session and move a process in, as one step: the cheapest way. NotFound when it is gone."""
+
 
 def connect(socket: str = "", *, cgroup: str = "kolejka") -> Sessions:
     """Sessions through the observer at ``socket``; by default the usual one if it serves, else of our own.
@@ -69,7 +72,7 @@ def connect(socket: str = "", *, cgroup: str = "kolejka") -> Sessions:
             reason = getattr(error, "strerror", None) or str(error)
             raise Unavailable(f"no observer answers at {socket}: {reason}; start one: kolejka-observer") from None
     else:
-        return RemoteSessions(client)
+        return RemoteSessions(_nearest(client))
     from kolejka.observer.sessions import Registry
 
     try:
@@ -78,62 +81,87 @@ def connect(socket: str = "", *, cgroup: str = "kolejka") -> Sessions:
         raise NodeError(f"{error.message}; or start the observer as root: kolejka-observer") from None
 
 
+def _nearest(client: ObserverClient) -> Speaks:
+    """The workers' door of that observer where it has one that we may use, else the client itself."""
+    packets = PacketClient(workers_door(client.socket_path))
+    try:
+        packets.connect()
+    except OSError:
+        return client
+    client.close()
+    return packets
+
+
 _ERRORS: Final[Mapping[str, type[KolejkaError]]] = {
     error.code: error for error in (InputError, NotAllowed, NotFound, Conflict, NodeError, Unavailable)
 }
 
 
+class Speaks(Protocol):
+    """A connection to an observer: over HTTP, or through the workers' door."""
+
+    def post(self, path: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """One request. ObserverError when it is refused."""
+
+
 class RemoteSessions:
     """Sessions kept by the observer behind a socket, bound to this process."""
 
-    def __init__(self, client: ObserverClient) -> None:
+    def __init__(self, client: Speaks) -> None:
         self._client = client
 
     def open(self, limits: Limits, *, cpuset: Sequence[int] | None = None) -> RemoteSession:
         """See ``Sessions``."""
+        return self._create("/open", limits, cpuset)
+
+    def enclose(self, pid: int, limits: Limits, *, cpuset: Sequence[int] | None = None) -> RemoteSession:
+        """See ``Sessions``."""
+        return self._create("/attach", limits, cpuset, pid=pid)
+
+    def _create(self, path: str, limits: Limits, cpuset: Sequence[int] | None, **more: object) -> RemoteSession:
+        fields: dict[str, Any] = {"limits": limits.to_json(), "bound": True, **more}
+        if cpuset is not None:
+            fields["cpuset"] = list(cpuset)
         with _translated():
-            return RemoteSession(
-                self._client.open(limits.to_json(), list(cpuset) if cpuset is not None else None, bound=True)
-            )
+            return RemoteSession(self._client, self._client.post(path, fields))
 
 
 class RemoteSession:
     """A session behind a socket."""
 
-    def __init__(self, session: ClientSession) -> None:
-        self._session = session
-        self.id: str = session.id
-        self.cgroup_parent: str = session.cgroup_parent
+    def __init__(self, client: Speaks, answer: Mapping[str, Any]) -> None:
+        self._client = client
+        self.id = str(answer["session_id"])
+        self._secret = str(answer["secret"])
+        self.cgroup_parent = str(answer["cgroup_parent"])
+
+    def _say(self, path: str, **fields: object) -> dict[str, Any]:
+        with _translated():
+            return self._client.post(path, {"session_id": self.id, "secret": self._secret, **fields})
 
     def attach(self, pid: int) -> None:
         """See ``Session``."""
-        with _translated():
-            self._session.attach(pid)
+        self._say("/attach", pid=pid)
 
     def stats(self) -> Report:
         """See ``Session``."""
-        with _translated():
-            return Report.parse(self._session.stats())
+        return Report.parse(self._say("/stats"))
 
     def freeze(self) -> None:
         """See ``Session``."""
-        with _translated():
-            self._session.freeze()
+        self._say("/freeze")
 
     def thaw(self) -> None:
         """See ``Session``."""
-        with _translated():
-            self._session.thaw()
+        self._say("/thaw")
 
     def kill(self) -> None:
         """See ``Session``."""
-        with _translated():
-            self._session.kill()
+        self._say("/kill")
 
     def close(self) -> Report:
         """See ``Session``."""
-        with _translated():
-            return Report.parse(self._session.close())
+        return Report.parse(self._say("/close"))
 
 
 class _translated:  # noqa: N801 - reads as a statement: with _translated()

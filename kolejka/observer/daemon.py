@@ -36,6 +36,7 @@ from kolejka.common.settings import ObserverSettings
 from kolejka.observer.cgroups.choose import choose
 from kolejka.observer.cgroups.interface import Owner
 from kolejka.observer.cgroups.moves import favor
+from kolejka.observer.packets import PacketServer, workers_door
 from kolejka.observer.protocol import Protocol
 from kolejka.observer.server import MAX_BODY, create_app
 from kolejka.observer.sessions import Registry
@@ -62,24 +63,27 @@ def serve(settings: ObserverSettings) -> None:
     if settings.favor_moves and (reason := favor()):
         logger.warning("moves into control groups stay slow", extra={"reason": reason})
     door = listen(settings.socket, group)
-    _Daemon(settings, group, door.detach()).run()
+    workers = listen(Path(workers_door(settings.socket)), group, kind=socket.SOCK_SEQPACKET, mode=0o660)
+    _Daemon(settings, group, door.detach(), workers).run()
 
 
-def listen(path: Path, group: int | None) -> socket.socket:
-    """A socket at ``path`` for everybody to connect to (who may do what is decided by who connects).
+def listen(
+    path: Path, group: int | None, *, kind: socket.SocketKind = socket.SOCK_STREAM, mode: int = 0o666
+) -> socket.socket:
+    """A socket at ``path``: by default for everybody to connect to (who may do what is decided by who connects).
 
     A stale one is replaced. NodeError when a live observer serves there, or we may not make it.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-        _clear(path)
-        door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        before = os.umask(0o111)
+        _clear(path, kind)
+        door = socket.socket(socket.AF_UNIX, kind)
+        before = os.umask(0o777 & ~mode)
         try:
             door.bind(os.fspath(path))
         finally:
             os.umask(before)
-        path.chmod(0o666)
+        path.chmod(mode)
         if group is not None:
             os.chown(path, -1, group)
         door.listen(1024)
@@ -89,14 +93,14 @@ def listen(path: Path, group: int | None) -> socket.socket:
     return door
 
 
-def _clear(path: Path) -> None:
+def _clear(path: Path, kind: socket.SocketKind) -> None:
     try:
         status = path.lstat()
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(status.st_mode):
         raise NodeError(f"{path} exists and is no socket; remove it, or name another with --socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_UNIX, kind) as probe:
         try:
             probe.connect(os.fspath(path))
         except ConnectionRefusedError:
@@ -117,10 +121,12 @@ def _group(name: str) -> int | None:
 class _Daemon(gunicorn.app.base.BaseApplication):
     """Gunicorn with our settings."""
 
-    def __init__(self, settings: ObserverSettings, group: int | None, descriptor: int) -> None:
+    def __init__(self, settings: ObserverSettings, group: int | None, descriptor: int, workers: socket.socket) -> None:
         self._settings = settings
         self._group = group
         self._descriptor = descriptor
+        self._workers = workers
+        self._packets: PacketServer | None = None
         self._registry: Registry | None = None
         super().__init__()
 
@@ -157,17 +163,28 @@ class _Daemon(gunicorn.app.base.BaseApplication):
             logger.critical("cannot keep sessions", extra={"reason": str(error)})
             raise SystemExit(gunicorn.arbiter.Arbiter.WORKER_BOOT_ERROR) from None
         Worker.registry = self._registry
-        return create_app(Protocol(self._registry, self._group))
+        protocol = Protocol(self._registry, self._group)
+        self._packets = PacketServer(self._workers, protocol)
+        self._packets.start()
+        return create_app(protocol)
 
     def run(self) -> None:
         """Until a signal ends us."""
-        Arbiter(self).run()
+        arbiter = os.getpid()
+        try:
+            Arbiter(self).run()
+        finally:
+            if os.getpid() == arbiter:  # the worker process, forked in the middle of this, passes here as well
+                with suppress(FileNotFoundError):
+                    os.unlink(workers_door(self._settings.socket))
 
     def _ready(self) -> None:
         systemd.notify("READY=1", f"STATUS=serving at {self._settings.socket}")
         logger.info("observer serves", extra={"socket": str(self._settings.socket), "pid": os.getpid()})
 
     def _stop_registry(self) -> None:
+        if self._packets is not None:
+            self._packets.stop()
         if self._registry is not None:
             self._registry.stop()
 

@@ -59,10 +59,10 @@ class Loop:
         self._sleeps_until = float("inf")
 
     def watch(self, descriptor: int, mask: int, callback: Callback) -> None:
-        """Call back whenever ``descriptor`` polls with ``mask``, until ``unwatch``."""
+        """Call back once for each time that ``descriptor`` begins to poll with ``mask``, until ``unwatch``."""
         with self._lock:
             self._watched[descriptor] = callback
-            self._epoll.register(descriptor, mask)
+            self._epoll.register(descriptor, mask | select.EPOLLET)
             self._ensure_running()
 
     def unwatch(self, descriptor: int) -> None:

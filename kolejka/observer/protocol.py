@@ -98,7 +98,7 @@ class Protocol:
     def open(self, caller: Caller, fields: Mapping[str, Any]) -> Answer:
         """A new session."""
         _only(fields, "limits", "cpuset", "bound")
-        return _created(self._create(caller, fields))
+        return _created(self.registry.open(**self._wishes(caller, fields)))
 
     def attach(self, caller: Caller, fields: Mapping[str, Any]) -> Answer:
         """The caller, or ``pid``, moves into a session; into a new one where none is named."""
@@ -114,13 +114,7 @@ class Protocol:
                 raise NotAllowed("a process inside a session moves only within that session")
             session.attach(pid)
             return {"status": "ok"}
-        session = self._create(caller, fields)
-        try:
-            session.attach(pid)
-        except BaseException:
-            session.close()
-            raise
-        return _created(session)
+        return _created(self.registry.enclose(pid, **self._wishes(caller, fields)))
 
     def detach(self, caller: Caller, fields: Mapping[str, Any]) -> Answer:
         """The caller moves back to where it was."""
@@ -158,7 +152,8 @@ class Protocol:
         """The end, with the final stats."""
         return {**self._session(_only(fields)).close().to_json(), "status": "ok"}
 
-    def _create(self, caller: Caller, fields: Mapping[str, Any]) -> Session:
+    def _wishes(self, caller: Caller, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """What the registry is to make, if the caller may have it made."""
         inside, own = self.registry.session_of(caller.pid)
         if inside and own is None:
             raise NotAllowed("the caller is in a session of somebody else")
@@ -167,9 +162,10 @@ class Protocol:
         bound = fields.get("bound", False)
         if not isinstance(bound, bool):
             raise InputError("true or false", field="bound")
-        return self.registry.open(
-            parse_limits(fields.get("limits")), cpuset=_cpuset(fields), parent=own, creator=caller.pid, bound=bound
-        )
+        return {
+            "limits": parse_limits(fields.get("limits")), "cpuset": _cpuset(fields), "parent": own,
+            "creator": caller.pid, "bound": bound,
+        }  # fmt: skip
 
     def _session(self, fields: Mapping[str, Any]) -> Session | Closed:
         return self.registry.find(fields.get("session_id"), fields.get("secret"))

@@ -19,6 +19,7 @@ from kolejka.observer.cgroups.files import GroupGone
 from kolejka.observer.cgroups.interface import Alarm, Group
 from kolejka.observer.events import Timer
 from kolejka.observer.reports import ENFORCED, Report
+from kolejka.observer.turns import Turns
 
 if TYPE_CHECKING:
     from kolejka.observer.sessions import Registry
@@ -59,7 +60,7 @@ class Session:
         self.limit: str | None = None
         self.report: Report | None = None
         self._registry = registry
-        self._lock = threading.RLock()
+        self._lock = Turns()
         self._close_lock = threading.Lock()
         self.closing = False
         self._attached: dict[int, tuple[int, Mapping[str, str]]] = {}
@@ -106,6 +107,11 @@ class Session:
             self._attached[pid] = (descriptor, places)
             self._enter()
             self._registry.loop.watch(descriptor, select.EPOLLIN, lambda: self._in_loop(lambda: self._exited(pid)))
+
+    def begin(self) -> None:
+        """Start the clock for a process that is about to be moved in: on disk before it is inside."""
+        self.started = time.monotonic()
+        self._save()
 
     def detach(self, pid: int) -> None:
         """Move a process out, to where it was before. Conflict when it is not in the session."""
@@ -232,8 +238,9 @@ class Session:
             deadline = self.deadline
             # the kernel tells up to 10 ms late; what was still alive at the deadline, the deadline has killed
             self.ended = now if deadline is None or self.limit is not None else max(self.started, min(now, deadline))
-            self._save()
-            self._registry.reap(self)
+            if not self.closing:  # the final report is about to be saved
+                self._save()
+                self._registry.reap(self)
         return inside
 
     def _set_timers(self) -> None:
@@ -328,15 +335,8 @@ class Session:
     # events
 
     def _in_loop(self, work: Callable[[], object]) -> None:
-        """Run ``work`` in the events thread, later if the session is busy, never when it is closed."""
-        if not self._lock.acquire(blocking=False):
-            self._registry.loop.at(time.monotonic() + 0.001, lambda: self._in_loop(work))
-            return
-        try:
-            if self.report is None:
-                work()
-        finally:
-            self._lock.release()
+        """Do ``work`` in the events thread, or where the session is busy at the end of that; never when closed."""
+        self._lock.do_or_leave(lambda: work() if self.report is None else None)
 
     def _exited(self, pid: int) -> None:
         entry = self._attached.pop(pid, None)

@@ -3,8 +3,8 @@
 Theory of operation. A session is one control group with a clock and a verdict. Verbs run in the caller's thread under
 the session's own lock; waiting for processes to die happens outside of it. One thread (``events.py``) waits for
 everything else: points in time, groups becoming empty, out-of-memory alarms, creators dying. It never waits for a lock:
-where a session is busy it comes back a millisecond later. Killing goes to helper threads, because a fork bomb makes it
-take a while and other sessions' deadlines must not.
+where a session is busy, whoever keeps it busy does the rest (``turns.py``). Killing goes to helper threads, because a
+fork bomb makes it take a while and other sessions' deadlines must not.
 
 The clock. The limit ``time`` counts from the first process that enters (the figure shows the time since ``open`` until
 then), and stands still while no process is inside. The verdict ``limit`` is written once, *before* the kill it causes:
@@ -112,6 +112,18 @@ class Registry:
         inside, or, if it is ``bound`` to it, at once. InputError names a limit that no session enforces; Conflict when
         there are too many below one session.
         """
+        return self._open(limits, cpuset, parent, creator, bound=bound)
+
+    def _open(
+        self,
+        limits: Limits,
+        cpuset: Sequence[int] | None,
+        parent: Session | None,
+        creator: int | None,
+        *,
+        bound: bool,
+        entering: bool = False,
+    ) -> Session:
         check_enforced(limits)
         name = f"{self._owner.number:08x}{secrets.token_hex(12)}"
         group = self.tree.group(parent.group if parent else None, name)
@@ -127,12 +139,34 @@ class Registry:
             group.create()
             session.apply_first(limits, cpuset)
             session.watch()
-            self.save(session)
+            if entering:
+                session.begin()
+            else:
+                self.save(session)
             self._watch_creator(session)
         except BaseException:
             self._delist(session)
             session.release()
             group.remove()
+            raise
+        return session
+
+    def enclose(
+        self,
+        pid: int,
+        limits: Limits = _NO_LIMITS,
+        *,
+        cpuset: Sequence[int] | None = None,
+        parent: Session | None = None,
+        creator: int | None = None,
+        bound: bool = False,
+    ) -> Session:
+        """Open a session around a process; see ``open`` and ``Session.attach``. Where that fails none is open."""
+        session = self._open(limits, cpuset, parent, creator, bound=bound, entering=True)
+        try:
+            session.attach(pid)
+        except BaseException:
+            session.close()
             raise
         return session
 

@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from kolejka.common.errors import InputError, KolejkaError, NodeError
+from kolejka.common.errors import InputError, KolejkaError, NodeError, NotFound
 from kolejka.common.files import hash_file
 from kolejka.common.limits import LIMITS, Limits
 from kolejka.common.result import Outcome, Result, ResultFile
@@ -290,12 +290,13 @@ def run_held(
         time_limit = limits.get("time")
         if time_limit is not None:
             kept = kept.replace(time=time_limit + TIME_GRACE_S)
-        session = OnceClosed(tools.sessions.open(kept, cpuset=job.cpuset))
+        try:
+            session = OnceClosed(tools.sessions.enclose(running.pid, kept, cpuset=job.cpuset))
+        except NotFound:  # killed while it was held: the watch tells how
+            session = OnceClosed(tools.sessions.open(kept, cpuset=job.cpuset))
         stack.callback(session.close)
         tools.started(run.name, session.id)
 
-        with suppress(ProcessLookupError):  # ended already: the watch tells how
-            session.attach(running.pid)
         running.release(stdin, stdout, stderr, largest_file(limits))
         close_ends()
         seen = watch(
@@ -341,10 +342,6 @@ class OnceClosed:
         self._session = session
         self._report: access.Report | None = None
         self.id = session.id
-
-    def attach(self, pid: int) -> None:
-        """Put a process in."""
-        self._session.attach(pid)
 
     def kill(self) -> None:
         """Kill everything in it."""

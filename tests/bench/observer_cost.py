@@ -1,8 +1,8 @@
 """What one session costs the observer: open with limits, stats, close, without any process inside.
 
 ``python -m tests.bench.observer_cost [ROUNDS]`` prints CPU time per session, in microseconds: in this process, and
-through the socket (the daemon's own CPU and the caller's), each the median of several rounds. Needs root and control
-groups.
+through its two sockets (the daemon's own CPU and the caller's), each the median of several rounds. Needs root and
+control groups.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kolejka.common.limits import Limits
+from kolejka.observer import access
 from kolejka.observer.client import ObserverClient
+from kolejka.observer.packets import PacketClient, workers_door
 from kolejka.observer.sessions import Registry
 from tests.support import wait_until
 
@@ -58,7 +60,7 @@ def _threads_cpu_s(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
-def through_the_socket(rounds: int) -> dict[str, float]:
+def through_the_socket(rounds: int, speak: Callable[[str], access.Speaks]) -> dict[str, float]:
     """Microseconds of CPU per session (three requests): the daemon's, and the caller's."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         door = f"{folder}/socket"
@@ -68,10 +70,10 @@ def through_the_socket(rounds: int) -> dict[str, float]:
                 wait_until(lambda: _answers(door))
                 children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text()
                 keeper = int(children.split()[0])
-                client = ObserverClient(door)
+                sessions = access.RemoteSessions(speak(door))
 
                 def one() -> None:
-                    session = client.open(dict(LIMITS.to_json()))
+                    session = sessions.open(LIMITS)
                     session.stats()
                     session.close()
 
@@ -95,7 +97,8 @@ def measure(rounds: int = 5) -> dict[str, object]:
     return {
         "in_process_us": in_process(rounds),
         "in_process_beside_1000_idle_us": in_process(rounds, idle=1000),
-        "socket": through_the_socket(rounds),
+        "http": through_the_socket(rounds, ObserverClient),
+        "workers_door": through_the_socket(rounds, lambda door: PacketClient(workers_door(door))),
     }
 
 

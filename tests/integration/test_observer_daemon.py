@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from kolejka.common.errors import InputError, NodeError, Unavailable
+from kolejka.common.errors import InputError, NodeError, NotFound, Unavailable
 from kolejka.common.limits import Limits
 from kolejka.observer import access
-from kolejka.observer.access import connect
+from kolejka.observer.access import RemoteSessions, connect
 from kolejka.observer.client import ObserverClient, ObserverError
+from kolejka.observer.packets import MAX_PACKET, PacketClient, workers_door
 from kolejka.observer.run import run_command
 from tests.support import wait_until
 
@@ -74,7 +75,7 @@ def observer(tmp_path):
     if observer.process.poll() is None:
         observer.process.terminate()
         assert observer.process.wait(30) == 0, (tmp_path / "log").read_text()
-    assert not observer.door.exists()
+    assert list(observer.door.parent.iterdir()) == []
 
 
 @pytest.fixture
@@ -318,8 +319,22 @@ def test_the_service_manager_is_told(tmp_path, monkeypatch):
 # the worker's access
 
 
-def test_connect_goes_through_the_observer(observer, sleeper):
-    sessions = connect(str(observer.door))
+@pytest.fixture(params=["workers' door", "http"])
+def sessions_of(request):
+    """How a worker reaches an observer: its own door, or HTTP where it may not use that."""
+
+    def reach(observer):
+        sessions = connect(str(observer.door))
+        if request.param == "http":
+            return RemoteSessions(observer.client)
+        assert isinstance(sessions._client, PacketClient)
+        return sessions
+
+    return reach
+
+
+def test_a_session_of_a_worker(observer, sleeper, sessions_of):
+    sessions = sessions_of(observer)
     session = sessions.open(Limits.of(memory="64M", pids=4), cpuset=[0])
     process = sleeper()
     session.attach(process.pid)
@@ -336,11 +351,54 @@ def test_connect_goes_through_the_observer(observer, sleeper):
     assert caught.value.field == "limits: storage"
 
 
+def test_a_session_is_opened_around_a_process_or_not_at_all(observer, sleeper, sessions_of):
+    sessions = sessions_of(observer)
+    process = sleeper()
+    session = sessions.enclose(process.pid, Limits.of(memory="64M", time="1h"), cpuset=[0])
+    assert session.stats().stats.pids.usage == 1
+    saved = json.loads((observer.state / f"{session.id}.json").read_text())
+    assert (saved["limits"]["time"], saved["cpuset"]) == (3600.0, [0])
+    assert saved["started"] is not None
+    assert session.close().processes_left == 1
+    process.wait()
+    with pytest.raises(NotFound, match="no process"):
+        sessions.enclose(process.pid, Limits())
+    assert observer.client.ping()["sessions"] == 0
+
+
+def test_a_worker_goes_on_with_its_sessions_after_a_restart(observer, sleeper, sessions_of):
+    sessions = sessions_of(observer)
+    process = sleeper()
+    session = sessions.enclose(process.pid, Limits.of(memory="64M"))
+    observer.process.kill()
+    observer.process.wait()
+    wait_until(lambda: not os.path.exists(f"/proc/{observer.process.pid}"))
+    observer.start()
+    assert session.close().processes_left == 1
+    assert sessions.open(Limits()).close().processes_left == 0
+
+
+def test_the_workers_door_is_closed_to_strangers_and_answers_nonsense_in_words(observer):
+    door = workers_door(observer.door)
+    assert stat.S_IMODE(os.stat(door).st_mode) == 0o660
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
+        line.connect(door)
+        for packet, code in (
+            (b"{", "malformed"), (b"[]", "malformed"), (b'["open", []]', "malformed"), (b'["jump", {}]', "invalid"),
+            (b'["stats", {}]', "forbidden"), (b'["open", {"limits": {"memory": "1MM"}}]', "invalid"),
+            (b" " * (MAX_PACKET + 1), "too_large"),
+        ):  # fmt: skip
+            line.send(packet)
+            assert json.loads(line.recv(4096))["error"]["code"] == code
+        line.send(b'["open", {}]')
+        assert json.loads(line.recv(4096))["status"] == "ok"  # the line is as good as new
+
+
 def test_what_connect_opened_ends_with_its_process(observer):
     code = f"""
 import subprocess, sys
 from kolejka.common.limits import Limits
-from kolejka.observer.access import connect
+from kolejka.observer.access import RemoteSessions, connect
 session = connect({str(observer.door)!r}).open(Limits())
 inside = subprocess.Popen(["sleep", "1000"], stdout=subprocess.DEVNULL)
 session.attach(inside.pid)
