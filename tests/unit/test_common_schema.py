@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kolejka.common.errors import InputError
-from kolejka.common.schema import Field, check, object_schema
+from kolejka.common.result import result_schema
+from kolejka.common.schema import Field, check, object_schema, violation
+from kolejka.common.task import task_schema
 
 SCHEMA = object_schema(
     [
@@ -67,3 +72,63 @@ def test_a_schema_made_on_the_fly_is_not_taken_for_another() -> None:
         check({"x": good}, schema)
         with pytest.raises(InputError):
             check({"x": bad}, schema)
+
+
+TASK = {
+    "id": "a", "name": "b", "labels": {"course": "c"}, "image": "debian", "args": ["x", "y"], "stdin": "in",
+    "files": {"in": None, "a": "b", "c": {"content": "d", "executable": True}, "e": {"reference": "0" * 64}},
+    "stdout": "out", "stderr": "out", "environment": {"A": "b"}, "collect": [{"glob": "*", "exclude": ["x"]}],
+    "limits": {"memory": "64M", "time": 1.5, "pids": 4, "network": False}, "requires": ["tag"], "exclusive": True,
+    "observer": False, "queue": "q", "priority": 1, "retry": {"max": 1, "on": ["lost"]},
+}  # fmt: skip
+RESULT = {
+    "id": None, "result": 0, "outcome": "limit", "limit": "time", "files": ["a"], "message": None, "flags": ["x"],
+    "manifest": {"a": {"size": 1, "mode": "0644", "sha256": "0" * 64}}, "limits": {"time": 1}, "stats": {"time": 1},
+    "node": {"name": "n"}, "skipped": {"b": "a FIFO"},
+}  # fmt: skip
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner))
+
+
+@st.composite
+def nearly(draw: Any, whole: dict[str, Any]) -> dict[str, Any]:
+    """An object that is right but for a few places, somewhere inside."""
+    data = copy.deepcopy(whole)
+    for _ in range(draw(st.integers(0, 2))):
+        place: Any = data
+        while place:
+            key = draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+            if not isinstance(place[key], dict | list) or draw(st.booleans()):
+                change = draw(st.sampled_from(["set", "set", "drop", "add"]))
+                if change == "drop":
+                    del place[key]
+                elif change == "set":
+                    place[key] = draw(VALUES)
+                elif isinstance(place, dict):
+                    place[draw(st.text(max_size=6))] = draw(VALUES)
+                else:
+                    place.append(draw(VALUES))
+                break
+            place = place[key]
+    return data
+
+
+def accepted(data: object, schema: Any) -> bool:
+    try:
+        check(data, schema)
+    except InputError:
+        return False
+    return True
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(nearly(TASK).map(lambda d: (d, task_schema())), nearly(RESULT).map(lambda d: (d, result_schema()))))
+def test_the_quick_check_and_the_thorough_one_agree(case):
+    data, schema = case
+    assert accepted(data, schema) == (violation(data, schema) is None)
+
+
+def test_what_is_right_needs_no_second_opinion(monkeypatch):
+    monkeypatch.setattr("kolejka.common.schema.violation", lambda *_: pytest.fail("jsonschema was asked"))
+    check(TASK, task_schema())
+    check(RESULT, result_schema())
