@@ -2,7 +2,10 @@
 
 An attempt is *running* from the moment it is admitted (so its inputs may still be on their way) until its payload is
 gone, and *spooled* from then until the server has its result. Both kinds of lease are named in heartbeats; only running
-ones hold a part of the offer. Everything that may interest a waiting thread notifies ``changed``.
+ones hold a part of the offer.
+
+Three conditions share the lock, so that a task's changes wake only those whom they may interest: ``room`` those who ask
+for tasks, ``pulse`` the heartbeat, ``changed`` whoever waits for anything else, which on a healthy node is nobody.
 
 ::
 
@@ -79,11 +82,16 @@ _WEIGHT: Final = {None: 0, Verdict.CANCELLED: 1, Verdict.STOPPED: 2, Verdict.LOS
 
 
 class Board:
-    """See the module. Every method takes the lock itself; ``changed`` is held by those who wait."""
+    """See the module. Every method takes the lock itself; each of the conditions holds it for those who wait."""
 
     def __init__(self, offer: Offer) -> None:
         self.offer = offer
-        self.changed = threading.Condition()
+        lock = threading.RLock()
+        self.changed = threading.Condition(lock)
+        self.room = threading.Condition(lock)
+        self.pulse = threading.Condition(lock)
+        self.ending = threading.Event()
+        """set once the node drains or stops"""
         self._running: dict[int, Running] = {}
         self._spooled: set[int] = set()
         self._state = NodeState.ACTIVE
@@ -99,6 +107,9 @@ class Board:
             if to not in _NEXT[self._state]:
                 return False
             self._state = to
+            if to in {NodeState.DRAINING, NodeState.STOPPED}:
+                self.ending.set()
+            self.room.notify_all()
             self.changed.notify_all()
             return True
 
@@ -114,7 +125,7 @@ class Board:
             slot = next(number for number in range(self.offer.slots) if number not in taken)
             running = Running(lease, task, deadline, placement, slot)
             self._running[lease] = running
-            self.changed.notify_all()
+            self.room.notify()
             return running
 
     def free(self) -> Free:
@@ -132,19 +143,19 @@ class Board:
             del self._running[running.lease]
             if spooled:
                 self._spooled.add(running.lease)
-            self.changed.notify_all()
+            self.tell()
 
     def spool(self, leases: Iterable[int]) -> None:
         """These results wait for the server."""
         with self.changed:
             self._spooled.update(leases)
-            self.changed.notify_all()
+            self.tell()
 
     def forget(self, lease: int) -> None:
         """The server has the result, or wants none."""
         with self.changed:
             self._spooled.discard(lease)
-            self.changed.notify_all()
+            self.tell()
 
     def is_spooled(self, lease: int) -> bool:
         """Whether the result still waits for the server."""
@@ -155,6 +166,8 @@ class Board:
 
         The same verdict may be passed again: whoever ends attempts does so as often as it is told.
         """
+        if not leases:
+            return []
         with self.changed:
             judged = [
                 running
@@ -166,7 +179,7 @@ class Board:
                 running.ended.set()
             if verdict is Verdict.LOST:
                 self._spooled.difference_update(leases)
-            self.changed.notify_all()
+            self.tell()
             return judged
 
     def running(self) -> list[Running]:
@@ -182,6 +195,12 @@ class Board:
     def backlog(self) -> int:
         """How many results wait for the server."""
         return len(self._spooled)
+
+    def tell(self) -> None:
+        """What is in hand or free has changed. Those who ask for tasks are all alike, so one of them is enough."""
+        with self.changed:
+            self.room.notify()
+            self.changed.notify_all()
 
     def wait(self, condition: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """Wait until ``condition`` (called with the lock held) is true; whether it is."""

@@ -118,8 +118,7 @@ class Claims:
 
     def _next(self) -> Request | None:
         """Wait until a request is due; ``None`` when the node takes no more tasks."""
-        changed = self._board.changed
-        with changed:
+        with self._board.room:
             while self._board.state is NodeState.ACTIVE:
                 now = seconds()
                 pause = self._due(now)
@@ -129,7 +128,7 @@ class Claims:
                     self._newest = Request(free, tuple(self._board.placements()), now, wait_s)
                     self._open.append(self._newest)
                     return self._newest
-                changed.wait(pause)
+                self._board.room.wait(pause)
             return None
 
     def _due(self, now: float) -> float | None:
@@ -145,7 +144,7 @@ class Claims:
         return max(0.0, self._not_before - now)
 
     def _close(self, request: Request) -> None:
-        self._open.remove(request)
+        self._open.remove(request)  # whoever closes one asks next itself
         self._board.changed.notify_all()
 
     def _failed(self, request: Request, error: KolejkaError) -> None:

@@ -276,7 +276,7 @@ class Foreman:
     def _see_off(self) -> None:
         """Wait until the foreman is to end, see that all is finished, then end the loops."""
         board = self.board
-        board.wait(lambda: board.state in {NodeState.DRAINING, NodeState.STOPPED})
+        board.ending.wait()
         board.wait(lambda: board.state is NodeState.STOPPED or not board.placements())
         if not board.wait(self._drained, DRAIN_PATIENCE_S):
             while self.pulse.reachable and not board.wait(self._drained, DRAIN_PATIENCE_S):

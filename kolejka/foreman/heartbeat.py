@@ -56,19 +56,19 @@ class Pulse:
         with self._board.changed:
             if heartbeat_s != self._heartbeat_s and heartbeat_s > 0:
                 self._heartbeat_s = heartbeat_s
-                self._board.changed.notify_all()
+                self._board.pulse.notify()
 
     def now(self) -> None:
         """Beat without waiting for the next turn: the node's state changed, or a result asks whether it is fresh."""
         with self._board.changed:
             self._wanted = True
-            self._board.changed.notify_all()
+            self._board.pulse.notify()
 
     def close(self) -> None:
         """End the loop."""
         with self._board.changed:
             self._closed = True
-            self._board.changed.notify_all()
+            self._board.pulse.notify()
 
     def once(self) -> None:
         """One beat, and what follows from its answer. Errors are those of the client."""
@@ -83,7 +83,7 @@ class Pulse:
             if self._failures:
                 logger.info("the server hears the heartbeat again", extra={"missed": self._failures})
             self._failures = 0
-            self._board.changed.notify_all()
+            self._board.tell()
 
     def loop(self) -> None:
         """Beat until closed."""
@@ -98,9 +98,8 @@ class Pulse:
             self._rest()
 
     def _rest(self) -> None:
-        changed = self._board.changed
         began = seconds()
-        with changed:
+        with self._board.pulse:
             while not self._closed:
                 pause = self._heartbeat_s / 3
                 if self._failures:
@@ -110,5 +109,5 @@ class Pulse:
                 left = began + pause - seconds()
                 if left <= 0:
                     break
-                changed.wait(left)
+                self._board.pulse.wait(left)
             self._wanted = False

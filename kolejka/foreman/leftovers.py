@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from kolejka.common.errors import InputError, NodeError
-from kolejka.common.files import read_json, write_json
-from kolejka.common.task import TASK_FILE
-from kolejka.foreman.slots import remove_tree
+from kolejka.common.errors import NodeError
+from kolejka.common.files import write_json
+from kolejka.foreman.slots import read_folder_name, remove_tree
 
 logger = logging.getLogger(__name__)
 
@@ -81,20 +80,14 @@ def clean(data: Path, finished: Collection[int] = ()) -> list[Leftover]:
     running.mkdir(exist_ok=True, mode=0o711)
     found: list[tuple[int, str]] = []
     for folder in running.iterdir():
-        if folder.name.isdigit():
-            if int(folder.name) not in finished:
-                found.append((int(folder.name), _task_of(folder)))
+        named = read_folder_name(folder.name)
+        if named is not None:
+            if named[0] not in finished:
+                found.append(named)
             remove_tree(folder)
     found.sort()
     deaths = _count(data / "deaths.json", [task for _, task in found])
     return [Leftover(lease, task, deaths.get(task, 0) > FREE_DEATHS) for lease, task in found]
-
-
-def _task_of(folder: Path) -> str:
-    try:
-        return str(read_json(folder / "task" / TASK_FILE).get("id", ""))
-    except (InputError, AttributeError):  # cut short before or while it was written
-        return ""
 
 
 def _count(path: Path, died: list[str]) -> dict[str, int]:

@@ -1,21 +1,22 @@
 """One attempt on this node, from the claim's answer to a result in the spool.
 
-Each slot is a thread that takes one attempt after another: makes the task's folder, brings the input files, has the
+Each slot is a thread that takes one attempt after another: makes the attempt's folder, brings the input files, has the
 pool run the payload, and gives the node's part back the moment the payload is gone; then it puts the result into the
 spool and hands it to the couriers. Whatever goes wrong on the way ends in an ``error`` result that says what.
 
 ::
 
-    DATA/running/<lease>/task/      the spec, as the worker reads it
-    DATA/running/<lease>/result/    what the worker makes of it
+    DATA/running/<lease>-<task>/result/    what the worker makes of it
 """
 
 from __future__ import annotations
 
 import logging
 import queue
+import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -34,6 +35,7 @@ FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 15.0
 UNKILLABLE: Final = "unkillable"
 """the error code, or the flag of a result, by which a worker says that it could not kill a payload"""
+_PLAIN: Final = re.compile(r"[0-9A-Za-z_-]{1,128}")
 _HELD: Final = ("cpus", "memory", "swap", "pids")
 """split amounts that every session enforces, so a task can be held to its part even if it set no limit"""
 
@@ -99,7 +101,7 @@ class Slots:
     def refuse(self, lease: int, task: str, message: str) -> None:
         """End an attempt that cannot even be started."""
         self._board.spool([lease])
-        folder = self._folder / str(lease)
+        folder = self._folder / folder_name(lease, task)
         result = self._error(Result(Outcome.ERROR, id=task, message=message), folder / "result")
         self._hand_over(lease, task, folder, result)
 
@@ -116,12 +118,11 @@ class Slots:
                 self._board.forget(running.lease)
 
     def _carry_out(self, running: Running) -> None:
-        folder = self._folder / str(running.lease)
+        folder = self._folder / folder_name(running.lease, running.task.id or "")
         about = _about(running)
         logger.info("attempt started", extra={**about, "cpus": running.placement.cpuset, "slot": running.slot})
         try:
-            (folder / "task").mkdir(parents=True)
-            running.task.save(folder / "task")
+            folder.mkdir(parents=True)
             result = self._run(running, folder)
         except (KolejkaError, OSError) as error:
             if isinstance(error, NodeError) and error.code == UNKILLABLE:
@@ -150,7 +151,7 @@ class Slots:
         with self._blobs.hold(references, lambda reference, path: self._bring(running, reference, path)) as blobs:
             placement = running.placement
             job = Job(
-                task=folder / "task", result=folder / "result", blobs=blobs if references else None,
+                task=running.task, result=folder / "result", blobs=blobs if references else None,
                 limits=self._ceilings.merge(placement.taken.only(_HELD)), runtime=self._runtime, slot=running.slot,
                 cpuset=placement.cpuset, node=self._node,
             )  # fmt: skip
@@ -232,8 +233,22 @@ class _EndedError(NodeError):
     """The attempt was ended while it waited."""
 
 
+def folder_name(lease: int, task: str) -> str:
+    """The name of an attempt's folder: which lease, and of which task unless its id cannot stand in a name."""
+    return f"{lease}-{task}" if _PLAIN.fullmatch(task) else str(lease)
+
+
+def read_folder_name(name: str) -> tuple[int, str] | None:
+    """Lease and task of an attempt's folder; ``None`` for a folder that is none."""
+    lease, _, task = name.partition("-")
+    return (int(lease), task) if lease.isascii() and lease.isdigit() else None
+
+
 def remove_tree(folder: Path) -> None:
     """Remove a folder of ours. What cannot be removed stays for the next start to try, with a line in the log."""
+    with suppress(OSError):  # it holds something, as it seldom does
+        folder.rmdir()
+        return
     try:
         shutil.rmtree(folder)
     except FileNotFoundError:  # it was never made

@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kolejka.common.errors import InputError
 from kolejka.common.limits import Limits
+from kolejka.common.task import Task
 
 
 @dataclass(frozen=True)
 class Job:
     """One task to run once on this node."""
 
-    task: Path
-    """folder with ``kolejka_task.json`` and the local files it names"""
+    task: Path | Task
+    """folder with ``kolejka_task.json`` and the local files it names; or a task that names no local files"""
     result: Path
     """folder for the result; made here, and so absent or empty before"""
     blobs: Path | None = None
@@ -30,10 +32,21 @@ class Job:
     node: Mapping[str, Any] | None = None
     """goes into the result's ``node``, where the runtime is added"""
 
+    def load(self) -> Task:
+        """The task. InputError names what is wrong with it, file and field."""
+        if isinstance(self.task, Path):
+            return Task.load(self.task)
+        for name, file in self.task.files.items():
+            if file.path is not None:
+                raise InputError(
+                    "names a local file, and there is no folder; store it as a blob", field=f"files.{name}"
+                )
+        return self.task
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, as they go to a worker process."""
         return {
-            "task": str(self.task),
+            "task": str(self.task) if isinstance(self.task, Path) else self.task.to_json(),
             "result": str(self.result),
             "blobs": str(self.blobs) if self.blobs is not None else None,
             "limits": self.limits.to_json(),
@@ -47,7 +60,7 @@ class Job:
     def parse(cls, data: Mapping[str, Any]) -> Job:
         """The inverse of ``to_json``."""
         return cls(
-            task=Path(data["task"]),
+            task=Path(data["task"]) if isinstance(data["task"], str) else Task.parse(data["task"]),
             result=Path(data["result"]),
             blobs=Path(data["blobs"]) if data["blobs"] is not None else None,
             limits=Limits.parse(data["limits"]),

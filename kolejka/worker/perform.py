@@ -90,7 +90,7 @@ def perform(job: Job, tools: Tools) -> Result:
 
     InputError: the task asks for what cannot be given. NodeError: this machine failed.
     """
-    task = Task.load(job.task)
+    task = job.load()
     limits = task.limits.merge(job.limits).with_defaults(LOCAL_DEFAULTS)
     runtime, reason = choose(job.runtime, task, tools.runtimes)
     check_limits(limits, runtime)
@@ -100,7 +100,7 @@ def perform(job: Job, tools: Tools) -> Result:
         result_folder = ResultFolder(job.result, stack)
         workspace = Workspace(tools.settings.data, tools.uid(job.slot))
         stack.callback(workspace.remove)
-        workspace.fill(task, job.task, job.blobs)
+        workspace.fill(task, job.task if isinstance(job.task, Path) else None, job.blobs)
         check_workspace(workspace, limits)
         storage = limits.get("storage")
         run = Run(
@@ -131,7 +131,8 @@ def attempt(job: Job, tools: Tools) -> Result:
     try:
         return perform(job, tools)
     except KolejkaError as error:
-        logger.warning("task not run", extra={"task": str(job.task), "reason": str(error)})
+        about = str(job.task) if isinstance(job.task, Path) else job.task.id
+        logger.warning("task not run", extra={"task": about, "reason": str(error)})
         return write_error(job, str(error))
 
 
@@ -140,7 +141,7 @@ def write_error(job: Job, message: str, outcome: Outcome = Outcome.ERROR) -> Res
     task_id = None
     limits = job.limits
     with suppress(KolejkaError):  # the task's words may be what is wrong
-        task = Task.load(job.task)
+        task = job.load()
         task_id, limits = task.id, task.limits.merge(job.limits)
     result = Result(outcome, id=task_id, limits=limits, node=describe_node(job, None), message=message)
     try:

@@ -52,8 +52,10 @@ class Workspace:
         if os.geteuid() == 0:
             os.chown(path, self.uid, self.uid)
 
-    def fill(self, task: Task, folder: Path, blobs: Path | None) -> None:
-        """Copy the task's files in. InputError names a file that is not there; NodeError when the disk is full."""
+    def fill(self, task: Task, folder: Path | None, blobs: Path | None) -> None:
+        """Copy the task's files in: local ones from ``folder``, others from ``blobs``. InputError names a file that is
+        not there; NodeError when the disk is full.
+        """
         made: set[str] = set()
         for name, file in task.files.items():
             parts = name.split("/")
@@ -86,9 +88,9 @@ class Workspace:
         if any(rule.changed for rule in task.collect):
             self._inputs = {entry.name: _mark(entry.info) for entry in walk(self.path)}
 
-    def _source(self, name: str, task: Task, folder: Path, blobs: Path | None) -> Path:
+    def _source(self, name: str, task: Task, folder: Path | None, blobs: Path | None) -> Path:
         file = task.files[name]
-        if file.path is not None:
+        if file.path is not None and folder is not None:
             return folder / file.path
         if blobs is None or file.reference is None or not (blobs / file.reference).is_file():
             raise InputError(f"blob {file.reference} is not here", field=f"files.{name}")

@@ -7,15 +7,17 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kolejka.common.errors import NodeError
+from kolejka.common.errors import InputError, NodeError
 from kolejka.common.limits import Limits
 from kolejka.common.result import Outcome, Result
 from kolejka.common.settings import WorkerSettings
+from kolejka.common.task import File, Task
 from kolejka.worker.job import Job
 from kolejka.worker.pool import Pool
 from kolejka.worker.workspace import Workspace
@@ -184,4 +186,12 @@ def test_stop_kills_what_runs_and_refuses_what_comes(settings: WorkerSettings, t
 
 def test_a_job_survives_the_way_to_the_worker_and_back(tmp_path: Path) -> None:
     full = Job(tmp_path, tmp_path / "r", tmp_path / "b", Limits.of(time="1s"), "sandbox", 3, (0, 1), {"name": "x"})
-    assert Job.parse(json.loads(json.dumps(full.to_json()))) == full
+    for one in (full, replace(full, task=Task(("true",), id="a", files={"f": File(content="x")}))):
+        assert Job.parse(json.loads(json.dumps(one.to_json()))) == one
+
+
+def test_a_task_without_a_folder_names_no_local_file(tmp_path: Path) -> None:
+    assert Job(Task(("true",), files={"f": File(content="x")}), tmp_path).load().args == ("true",)
+    with pytest.raises(InputError, match="no folder") as caught:
+        Job(Task(("true",), files={"f": File(path="x")}), tmp_path).load()
+    assert caught.value.field == "files.f"

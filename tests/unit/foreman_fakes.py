@@ -46,7 +46,7 @@ class FakePool:
         self.calls.append("stop")
 
     def run(self, job: Job) -> Result:
-        task = Task.load(job.task)
+        task = job.load()
         event, outcome = threading.Event(), list[Outcome]()
         with self._lock:
             self._ends[job.result] = (event, outcome)
@@ -80,7 +80,9 @@ class FakePool:
     def finish_lease(self, lease: int) -> None:
         """Let the payload of an attempt end by itself."""
         with self._lock:
-            event = next(event for result, (event, _) in self._ends.items() if result.parent.name == str(lease))
+            event = next(
+                event for result, (event, _) in self._ends.items() if result.parent.name.partition("-")[0] == str(lease)
+            )
         event.set()
 
     def finish_all(self) -> None:

@@ -11,8 +11,8 @@ from kolejka.common.files import hash_file
 from kolejka.common.result import Outcome, Result, ResultFile
 from kolejka.foreman import leftovers, spool
 from kolejka.foreman.blobs import BlobCache
+from kolejka.foreman.slots import folder_name
 from kolejka.foreman.spool import Spool
-from tests.unit.foreman_fakes import task
 
 
 def make_result(folder: Path, name: str = "t1") -> Path:
@@ -267,15 +267,13 @@ def test_a_data_folder_that_cannot_be_made_gives_a_cure(tmp_path: Path) -> None:
 
 
 def cut_short(data: Path, lease: int, name: str) -> None:
-    folder = data / "running" / str(lease) / "task"
-    folder.mkdir(parents=True)
-    task(name).save(folder)
+    (data / "running" / folder_name(lease, name) / "result").mkdir(parents=True)
 
 
 def test_attempts_that_were_cut_short_are_removed_and_named(tmp_path: Path) -> None:
     cut_short(tmp_path, 12, "b")
     cut_short(tmp_path, 3, "a")
-    (tmp_path / "running/99").mkdir()
+    cut_short(tmp_path, 99, "../../stranger")
     (tmp_path / "running/notes").mkdir()
     found = leftovers.clean(tmp_path)
     assert [(one.lease, one.task, one.again) for one in found] == [(3, "a", False), (12, "b", False), (99, "", False)]
