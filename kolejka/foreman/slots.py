@@ -1,12 +1,12 @@
 """One attempt on this node, from the claim's answer to a result in the spool.
 
-Each slot is a thread that takes one attempt after another: makes the attempt's folder, brings the input files, has the
+Each slot is a thread that takes one attempt after another: makes the result's folder, brings the input files, has the
 pool run the payload, and gives the node's part back the moment the payload is gone; then it puts the result into the
 spool and hands it to the couriers. Whatever goes wrong on the way ends in an ``error`` result that says what.
 
 ::
 
-    DATA/running/<lease>-<task>/result/    what the worker makes of it
+    DATA/running/<lease>-<task>/    the result, as the worker makes it
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Slots:
         """End an attempt that cannot even be started."""
         self._board.spool([lease])
         folder = self._folder / folder_name(lease, task)
-        result = self._error(Result(Outcome.ERROR, id=task, message=message), folder / "result")
+        result = self._error(Result(Outcome.ERROR, id=task, message=message), folder)
         self._hand_over(lease, task, folder, result)
 
     def loop(self, number: int) -> None:
@@ -122,7 +122,7 @@ class Slots:
         about = _about(running)
         logger.info("attempt started", extra={**about, "cpus": running.placement.cpuset, "slot": running.slot})
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True)  # from now on a foreman that starts anew gives this attempt back
             result = self._run(running, folder)
         except (KolejkaError, OSError) as error:
             if isinstance(error, NodeError) and error.code == UNKILLABLE:
@@ -146,12 +146,12 @@ class Slots:
             logger.info("result thrown away: the lease was overtaken", extra=about)
 
     def _run(self, running: Running, folder: Path) -> Result:
-        """The payload's result, in ``folder/result``."""
+        """The payload's result, in ``folder``."""
         references = [file.reference for file in running.task.files.values() if file.reference is not None]
         with self._blobs.hold(references, lambda reference, path: self._bring(running, reference, path)) as blobs:
             placement = running.placement
             job = Job(
-                task=running.task, result=folder / "result", blobs=blobs if references else None,
+                task=running.task, result=folder, blobs=blobs if references else None,
                 limits=self._ceilings.merge(placement.taken.only(_HELD)), runtime=self._runtime, slot=running.slot,
                 cpuset=placement.cpuset, node=self._node,
             )  # fmt: skip
@@ -163,7 +163,7 @@ class Slots:
             result = self._pool.run(job)
         if result.id != running.task.id:
             result = result.replace(id=running.task.id)
-            result.save(folder / "result")
+            result.save(folder)
         return result
 
     def _bring(self, running: Running, reference: str, path: Path) -> None:
@@ -192,14 +192,14 @@ class Slots:
         logger.warning("attempt failed on this node", extra={**_about(running), "reason": message})
         return self._error(
             Result(Outcome.ERROR, id=running.task.id, limits=running.task.limits, node=self._node, message=message),
-            folder / "result",
+            folder,
         )
 
     def _cancelled(self, running: Running, folder: Path) -> Result:
         return self._error(
             Result(Outcome.CANCELLED, id=running.task.id, limits=running.task.limits, node=self._node,
                    message="cancelled before it was started"),
-            folder / "result",
+            folder,
         )  # fmt: skip
 
     def _error(self, result: Result, folder: Path) -> Result:
@@ -218,14 +218,13 @@ class Slots:
     def _hand_over(self, lease: int, task: str, folder: Path, result: Result) -> None:
         """Into the spool, and to the couriers. A result that the disk does not take goes to the server unspooled."""
         try:
-            entry = self._spool.add(lease, task, folder / "result")
+            entry = self._spool.add(lease, task, folder)
         except OSError as error:
             logger.error(  # noqa: TRY400  the message says all
                 "the spool takes no result", extra={"task": task, "lease": lease, "reason": str(error)}
             )
-            self._couriers.put(Parcel(Entry(lease, task, folder / "result"), result))
+            self._couriers.put(Parcel(Entry(lease, task, folder), result))
             return
-        remove_tree(folder)
         self._couriers.put(Parcel(entry, result))
 
 

@@ -27,7 +27,7 @@ Mark = tuple[int, int, int]
 
 
 class Workspace:
-    """One run's folder. ``path`` is the payload's working folder, ``scratch`` is for the runtime."""
+    """One run's folder. ``path`` in it is the payload's working folder; what else is there is the runtime's."""
 
     def __init__(self, data: Path, uid: int) -> None:
         self.uid = uid
@@ -42,10 +42,8 @@ class Workspace:
         self._lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.path = self.folder / "task"
-        self.scratch = self.folder / "scratch"
         self._inputs: dict[str, Mark] = {}
         self.path.mkdir(mode=0o700)
-        self.scratch.mkdir(mode=0o755)
         self._give(self.path)
 
     def _give(self, path: Path | int) -> None:

@@ -59,6 +59,7 @@ class Cluster:
             "KOLEJKA_WORKER_DATA": str(folder / "worker"),
             "KOLEJKA_FOREMAN_DATA": str(folder / "foreman"),
             "KOLEJKA_FOREMAN_NAME": "tests",
+            "KOLEJKA_LOG_LEVEL": "debug",
             **settings,
         }
         (folder / "home/.config").mkdir(parents=True)
@@ -94,7 +95,7 @@ class Cluster:
     def _start(self, name: str, command: Sequence[str], more: Mapping[str, str] = {}) -> Program:
         program = Program(
             name, [PROGRAMS / command[0], *command[1:]], self.folder / f"{name}.log",
-            {**self.environment, "KOLEJKA_LOG_LEVEL": "debug", **more},
+            {**self.environment, **more},
         )  # fmt: skip
         self.programs[name] = program
         return program

@@ -59,7 +59,7 @@ class FakePool:
         if outcome:
             result = Result(outcome[0])
         result = result.replace(id=task.id, limits=task.limits, node=job.node)
-        job.result.mkdir(parents=True)
+        job.result.mkdir(parents=True, exist_ok=True)
         for name in result.manifest:
             (job.result / name).write_bytes(b"")
         result.save(job.result)
@@ -81,7 +81,7 @@ class FakePool:
         """Let the payload of an attempt end by itself."""
         with self._lock:
             event = next(
-                event for result, (event, _) in self._ends.items() if result.parent.name.partition("-")[0] == str(lease)
+                event for result, (event, _) in self._ends.items() if result.name.partition("-")[0] == str(lease)
             )
         event.set()
 

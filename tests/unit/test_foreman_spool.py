@@ -267,7 +267,7 @@ def test_a_data_folder_that_cannot_be_made_gives_a_cure(tmp_path: Path) -> None:
 
 
 def cut_short(data: Path, lease: int, name: str) -> None:
-    (data / "running" / folder_name(lease, name) / "result").mkdir(parents=True)
+    (data / "running" / folder_name(lease, name)).mkdir(parents=True)
 
 
 def test_attempts_that_were_cut_short_are_removed_and_named(tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ class Docker:
 
         control = run.folder / "control"
         control.mkdir(mode=0o755)
+        (run.folder / "scratch").mkdir(mode=0o755)
         scratch = {name: private_folder(run.folder / "scratch" / name, run.uid, 0o1777) for name in ("tmp", "shm")}
         here = os.open(control, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -57,22 +58,49 @@ def reach(folder: Path) -> Path:
     Its own path where that does; else, for root, a mount of it in a namespace of our own. NodeError when
     neither can be had.
     """
-    if os.geteuid() != 0 or everybody_reaches(folder):
+    if os.geteuid() != 0:
         return folder
     known: dict[tuple[Path, int], Path] = _own.__dict__.setdefault("known", {})
     key = folder, folder.stat().st_ino  # a socket of the same name may be another one tomorrow
     if key not in known:
-        leave_host_namespace()
-        if "staged" not in _own.__dict__:
-            STAGE.mkdir(parents=True, exist_ok=True)
-            mount_memory(STAGE, 1 << 20)
-            _own.staged = True
-        place = STAGE / hashlib.sha256(repr(key).encode()).hexdigest()[:16]
-        place.mkdir() if folder.is_dir() else place.touch()
-        flags = ctypes.c_ulong(MS_BIND | MS_REC)
-        _check(_libc.mount(os.fsencode(folder), os.fsencode(place), None, flags, None), f"{folder}: mounting it again")
-        known[key] = place
+        known[key] = folder if everybody_reaches(folder) else _mount_again(folder, key)
     return known[key]
+
+
+def _mount_again(folder: Path, key: tuple[Path, int]) -> Path:
+    place = _stage() / hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+    place.mkdir() if folder.is_dir() else place.touch()
+    flags = ctypes.c_ulong(MS_BIND | MS_REC)
+    _check(_libc.mount(os.fsencode(folder), os.fsencode(place), None, flags, None), f"{folder}: mounting it again")
+    return place
+
+
+def _stage() -> Path:
+    leave_host_namespace()
+    if "staged" not in _own.__dict__:
+        STAGE.mkdir(parents=True, exist_ok=True)
+        mount_memory(STAGE, 1 << 20)
+        _own.staged = True
+    return STAGE
+
+
+def stage_memory(name: str, size: int) -> Path:
+    """A memory file system of ``size`` bytes, seen by this thread and what it starts; ``drop_memory`` takes it down."""
+    place = _stage() / name
+    place.mkdir()
+    try:
+        mount_memory(place, size)
+    except NodeError:
+        place.rmdir()
+        raise
+    return place
+
+
+def drop_memory(place: Path) -> None:
+    """Take a memory file system down. Safe twice."""
+    unmount(place)
+    with suppress(FileNotFoundError):  # dropped before
+        place.rmdir()
 
 
 def leave_stage() -> None:

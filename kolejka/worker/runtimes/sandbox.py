@@ -11,8 +11,8 @@ The world without an image: the node's ``/usr`` (and ``/bin``, ``/lib*``, ``/sbi
 layer is private. In both a minimal ``/dev``, a fresh ``/proc``, and the working folder at ``/task``.
 
 Whatever is writable beside the working folder (``/tmp``, ``/dev/shm``, the overlay's upper layer) lies in one
-*scratch* folder. With a storage limit and as root it is a memory file system of that size, which the kernel bounds;
-otherwise it is a folder on disk, which the worker weighs.
+*scratch* folder. With a storage limit and as root it is a memory file system of that size, which the kernel bounds
+and only this worker sees; otherwise it is a folder on disk, which the worker weighs.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class SandboxTask(Held):
             os.close(self._world)
             self._world = None
         if self._bounded:
-            mounts.unmount(self._scratch)
+            mounts.drop_memory(self._scratch)
 
     @staticmethod
     def _await_exit(process: subprocess.Popen[bytes]) -> None:
@@ -200,21 +200,19 @@ class Sandbox:
 
     def start(self, run: Run) -> SandboxTask:
         """Build the sandbox and hold the payload in it."""
-        bounded = False
         folder = mounts.reach(run.folder.parent) / run.folder.name
-        scratch = folder / "scratch"
-        if run.storage is not None and os.geteuid() == 0:
-            mounts.mount_memory(scratch, run.storage + STORAGE_SLACK)
-            bounded = True
+        if run.storage is None or os.geteuid() != 0:
+            scratch = folder / "scratch"
+            scratch.mkdir(mode=0o755)
+            return self._start(run, folder, scratch, bounded=False)
+        scratch = mounts.stage_memory(run.name, run.storage + STORAGE_SLACK)
         try:
-            return self._start(run, folder, bounded)
+            return self._start(run, folder, scratch, bounded=True)
         except BaseException:
-            if bounded:
-                mounts.unmount(scratch)
+            mounts.drop_memory(scratch)
             raise
 
-    def _start(self, run: Run, folder: Path, bounded: bool) -> SandboxTask:
-        scratch = folder / "scratch"
+    def _start(self, run: Run, folder: Path, scratch: Path, *, bounded: bool) -> SandboxTask:
         with ExitStack() as files:
             passed: list[int] = []
 
@@ -277,8 +275,7 @@ class Sandbox:
         return task
 
     def sweep(self, name: str) -> None:
-        """A dead worker took its sandbox along (--die-with-parent); its mount may be left in this namespace."""
-        mounts.unmount(self._data / "work" / name / "scratch")
+        """Nothing: a dead worker took its sandbox along (--die-with-parent), and its mounts with its namespace."""
 
 
 def _said(errors: int) -> str:
