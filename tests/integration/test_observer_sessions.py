@@ -264,7 +264,9 @@ def chain():
             if os.fork(): os._exit(0)
         except OSError: pass
 for i in range(8):
-    if os.fork() == 0: chain()
+    try:
+        if os.fork() == 0: chain()
+    except OSError: pass
 time.sleep(1000)
 """,
 }

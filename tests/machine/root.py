@@ -39,7 +39,7 @@ FailureAction=poweroff-force
 
 [Service]
 Type=oneshot
-ExecStart=/bin/mount -t ext4 -o ro /dev/vdb /mnt
+ExecStart=/bin/mount -t ext4 -o noatime /dev/vdb /mnt
 ExecStart=/bin/sh /mnt/run-tests
 StandardOutput=tty
 StandardError=tty
@@ -113,7 +113,7 @@ def built_root(project: Path) -> Root:
     check_tools()
     suite = _suite()
     requirements = _requirements()
-    recipe = "\n".join([suite, *PACKAGES, *MASKED, SIZE, UNIT, *requirements])
+    recipe = "\n".join([suite, Path(__file__).read_text(encoding="utf-8"), *requirements])
     key = hashlib.sha256(recipe.encode()).hexdigest()[:16]
     folder = project / "build" / "machine" / f"root-{key}"
     root = Root(folder / "root.ext4", folder / "vmlinuz", folder / "initrd")

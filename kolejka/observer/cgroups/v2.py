@@ -25,6 +25,7 @@ from kolejka.common.checks import Check
 from kolejka.common.errors import NodeError, NotFound
 from kolejka.common.limits import Limits
 from kolejka.common.stats import CpuStats, IoStats, MemoryStats, PidsStats, PressureStats, Stats
+from kolejka.observer.cgroups import devices
 from kolejka.observer.cgroups.files import Door, GroupGone, KernelFileError, explain
 from kolejka.observer.cgroups.interface import Alarm, Group, Pin, Tree
 from kolejka.observer.cgroups.mounts import Mount, process_paths
@@ -293,8 +294,15 @@ class V2Group(Group):
             cpuset.cpus = pin.cpus
 
     def attach(self, pid: int) -> None:
-        """See ``Group``."""
-        write_pid(self._door, self.folder + b"/" + PAYLOAD.encode(), pid)
+        """See ``Group``. The device rules it is under go with it."""
+        leaf = self.folder + b"/" + PAYLOAD.encode()
+        where = self._tree.mount.folder(process_paths(pid).get("", "/.."))
+        if where is not None:
+            try:
+                devices.carry(where, leaf)
+            except OSError as error:
+                raise explain(leaf, error, "keep the device rules of a process in") from None
+        write_pid(self._door, leaf, pid)
 
     def pids(self) -> list[int]:
         """See ``Group``."""

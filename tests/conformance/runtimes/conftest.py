@@ -131,7 +131,7 @@ def execute(subject: Subject, tmp_path: Path) -> Execute:
             (folder / name).write_bytes(data)
         spec = {"args": list(args), "stdout": "stdout", "stderr": "stderr", **fields}
         if subject.image is not None:
-            spec["image"] = subject.image
+            spec.setdefault("image", subject.image)
         (folder / "kolejka_task.json").write_text(json.dumps({k: v for k, v in spec.items() if v is not None}))
         result = tmp_path / f"result-{number}"
         if orders is not None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import socket
+import tarfile
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -454,6 +456,27 @@ def test_the_working_folder_is_the_same_place_everywhere(execute: Execute) -> No
 def test_no_namespace_can_be_made(execute: Execute) -> None:
     done = execute(sh("unshare -U true || echo refused; unshare -n true || echo refused"))
     assert done.stdout == "refused\nrefused\n"
+
+
+@isolating
+def test_a_device_in_an_image_leads_nowhere(
+    execute: Execute, subject: Subject, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if subject.image is None:
+        return
+    tar = shutil.copy(request.getfixturevalue("busybox_root_tar"), tmp_path / "devices.tar")
+    with tarfile.open(tar, "a") as archive:
+        for name, minor in (("null", 3), ("kernel-log", 11)):
+            device = tarfile.TarInfo(name)
+            device.type, device.mode, device.devmajor, device.devminor = tarfile.CHRTYPE, 0o666, 1, minor
+            archive.addfile(device)
+    if subject.name == "docker":
+        request.getfixturevalue("docker").import_image(tar, "kolejka/devices:latest")
+    else:
+        subject.runtime.images.add("kolejka/devices:latest", tar)
+    done = execute(sh("echo x > /dev/null && echo x > /kernel-log || echo refused"), image="kolejka/devices:latest")
+    assert done.stdout == "refused\n"
+    assert "/kernel-log" in done.text("stderr")
 
 
 @isolating
