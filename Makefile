@@ -29,7 +29,7 @@ test: setup lint ## every test there is, real neighbours included (under 10 minu
 check: $(VENV)/installed-dev lint ## what one runs all day: format, lint, types, imports, fast tests (under a minute)
 	$(PYTEST) -q $(FAST_TESTS)
 
-test-v2: setup ## tests of observer, runtimes and hostile programs in a virtual machine with control groups v2
+test-v2: setup ## tests of observer, runtimes and hostile programs in virtual machines with control groups v2
 	@tools/packages mmdebstrap mke2fs qemu-system-x86_64
 	$(BIN)/python -m tests.machine
 

@@ -292,6 +292,12 @@ class ObserverSettings(Section, section="observer"):
         lambda: Path("/run/kolejka/observer/sessions"), "folder where sessions survive a restart", kind="path"
     )
     cgroup: str = setting("kolejka", "name of the control group below which all sessions live", kind="text")
+    base: str = setting(
+        "",
+        "where control groups are of version 2: the group to make that one in, such as that of a unit with "
+        "Delegate=yes; absent = the one delegated to the observer itself, else the top",
+        kind="text",
+    )
     nested: int = setting(64, "sessions that one session may hold open below it", kind="count")
     remember: float = setting(300.0, "how long the stats of a closed session can be asked for", kind="time")
     favor_moves: bool = setting(

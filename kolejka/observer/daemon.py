@@ -5,8 +5,8 @@ worker dies the arbiter starts another, which finds all sessions in the state fo
 ends the worker at once, so that a new observer never meets an old one. SIGTERM ends both: sessions stay, with
 their limits held by the kernel, and the next start continues their deadlines.
 
-Under systemd: ``Type=notify``, ``Delegate=yes``, ``KillMode=mixed`` or ``process`` (the default would kill sessions
-along with the observer), ``WatchdogSec`` at will.
+Under systemd: ``Type=notify``, ``KillMode=process``, ``WatchdogSec`` at will, and on control groups of version 2 the
+sessions in a unit of their own (``kolejka-sessions.service``; ``cgroups/v2.py`` tells why).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _PR_SET_PDEATHSIG: Final = 1
 def serve(settings: ObserverSettings) -> None:
     """Serve until SIGTERM or SIGINT. NodeError with the cure where this machine lacks something."""
     group = _group(settings.group)
-    owner = Owner(choose(settings.cgroup), durable=True, number=StateFolder(settings.state).owner)
+    owner = Owner(choose(settings.cgroup, base=settings.base), durable=True, number=StateFolder(settings.state).owner)
     owner.close()  # only to say what is wrong before anything starts
     if settings.favor_moves and (reason := favor()):
         logger.warning("moves into control groups stay slow", extra={"reason": reason})
@@ -156,9 +156,8 @@ class _Daemon(gunicorn.app.base.BaseApplication):
         """The application, in the worker process."""
         settings = self._settings
         try:
-            self._registry = Registry(
-                cgroup=settings.cgroup, state=settings.state, nested=settings.nested, remember=settings.remember
-            )
+            tree = choose(settings.cgroup, base=settings.base)
+            self._registry = Registry(tree, state=settings.state, nested=settings.nested, remember=settings.remember)
         except KolejkaError as error:
             logger.critical("cannot keep sessions", extra={"reason": str(error)})
             raise SystemExit(gunicorn.arbiter.Arbiter.WORKER_BOOT_ERROR) from None

@@ -20,7 +20,7 @@ from kolejka.observer.sessions import Registry
 def checks(settings: ObserverSettings) -> Iterable[Check]:
     """The checks, in the order in which to mend them."""
     try:
-        tree = choose(settings.cgroup)
+        tree = choose(settings.cgroup, base=settings.base)
     except KolejkaError as error:
         yield Check("control groups", False, error.message, "kolejka-observer must run as root, or with Delegate=yes")
     else:
@@ -33,7 +33,7 @@ def checks(settings: ObserverSettings) -> Iterable[Check]:
 
 def _session(settings: ObserverSettings) -> Check:
     try:
-        registry = Registry(cgroup=f"{settings.cgroup}-doctor-{os.getpid()}", remember=0)
+        registry = Registry(choose(f"{settings.cgroup}-doctor-{os.getpid()}", base=settings.base), remember=0)
         try:
             registry.open(Limits.of(memory="16M", pids=4)).close()
         finally:

@@ -238,15 +238,22 @@ def test_the_unit_files_are_what_systemd_accepts(tmp_path: Path) -> None:
 
     folder = Path(__file__).parents[2] / "kolejka/foreman/systemd"
     names = {"kolejka-foreman.service", "kolejka-observer.service", "kolejka-server.service"}
-    assert {path.name for path in folder.iterdir()} == names
+    holder = "kolejka-sessions.service"
+    assert {path.name for path in folder.iterdir()} == names | {holder}
+    units = {}
     for name in names:
         unit = configparser.ConfigParser(strict=True, interpolation=None)
         unit.optionxform = str  # type: ignore[method-assign,assignment]
         unit.read(folder / name)
+        units[name] = unit
         assert unit["Service"]["Type"] == "notify"
         program = unit["Service"]["ExecStart"].split()[1]
         assert (PROGRAMS / program).exists()
         assert program == name.removesuffix(".service")
         if program != "kolejka-server":
-            assert unit["Service"]["Delegate"] == "yes"
             assert int(unit["Service"]["WatchdogSec"]) > 0
+    observer = units["kolejka-observer.service"]
+    assert holder in observer["Unit"]["Requires"]
+    assert observer["Service"]["Environment"] == f"KOLEJKA_OBSERVER_BASE=/system.slice/{holder}"
+    assert "\nDelegate=yes\n" in (folder / holder).read_text()
+    assert units["kolejka-foreman.service"]["Service"]["Delegate"] == "yes"

@@ -49,13 +49,19 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class Docker:
-    """The private daemon. ``start`` raises AssertionError with its last log lines when it does not come up."""
+    """The private daemon. ``start`` raises AssertionError with its last log lines when it does not come up.
 
-    def __init__(self) -> None:
+    ``driver``: who makes its control groups, the daemon itself (``cgroupfs``) or the machine's ``systemd``.
+    """
+
+    def __init__(self, driver: str = "cgroupfs") -> None:
         # Not below the tests' temporary folder: socket paths are at most 107 bytes long.
         self.folder = Path(tempfile.mkdtemp(prefix="kolejka-docker-"))
         self.socket = self.folder / "docker.sock"
+        self.driver = driver
         self.cgroup = f"kolejka-test-docker-{os.getpid()}"
+        if driver == "systemd":
+            self.cgroup = f"kolejkatest{os.getpid()}.slice"  # a dash would be a slice within a slice
         self._containerd: Program | None = None
         self._dockerd: Program | None = None
 
@@ -90,7 +96,8 @@ class Docker:
                 "--data-root", self.folder / "data", "--exec-root", self.folder / "run/d",
                 "--pidfile", self.folder / "docker.pid", "--config-file", self.folder / "daemon.json",
                 "--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false",
-                "--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", f"/{self.cgroup}",
+                "--exec-opt", f"native.cgroupdriver={self.driver}",
+                "--cgroup-parent", self.cgroup if self.driver == "systemd" else f"/{self.cgroup}",
             ],
             self.folder / "dockerd.log", environment,
         )  # fmt: skip

@@ -57,3 +57,14 @@ def test_a_machine_without_control_groups_is_told_the_cure():
 def test_a_missing_controller_is_named():
     with pytest.raises(NodeError, match="pids"):
         choose("kolejka", mounts=Mounts({"memory": Mount("/nowhere")}, None))
+
+
+def test_a_base_is_taken_where_it_is_and_named_with_its_cure_where_not(tmp_path):
+    (tmp_path / "cgroup.controllers").write_text("cpuset memory pids\n")
+    mounts = Mounts({}, Mount(str(tmp_path)))
+    with pytest.raises(NodeError, match=r"base: there is no control group /some\.slice/unit\.service; start the unit"):
+        choose("kolejka", base="some.slice/unit.service/", mounts=mounts)
+    (tmp_path / "some.slice" / "unit.service").mkdir(parents=True)
+    tree = choose("kolejka", base="/some.slice/unit.service", mounts=mounts)
+    assert tree.path == "/some.slice/unit.service/kolejka"
+    assert choose("kolejka", base="/", mounts=mounts).path == "/kolejka"

@@ -19,14 +19,22 @@ from kolejka.observer.cgroups.v2 import V2Tree
 _NEEDED = frozenset({"memory", "pids"})
 
 
-def choose(name: str = "kolejka", *, mounts: Mounts | None = None, door: Door | None = None) -> Tree:
-    """The tree for groups below our folder ``name``. NodeError where this machine can hold none, with the cure."""
+def choose(name: str = "kolejka", *, base: str = "", mounts: Mounts | None = None, door: Door | None = None) -> Tree:
+    """The tree for groups below our folder ``name``. NodeError where this machine can hold none, with the cure.
+
+    ``base``: the version-2 group to make that folder in, from the mount point on; empty = found (``v2.py``).
+    """
     mounts = mounts or read_mounts()
     door = door or Door()
     if mounts.v2 is not None:
         controllers = door.read_optional(os.fsencode(mounts.v2.point) + b"/cgroup.controllers") or ""
         if set(controllers.split()) >= _NEEDED:
-            return V2Tree(mounts.v2, name, door)
+            if not base:
+                return V2Tree(mounts.v2, name, door)
+            base = f"/{base.strip('/')}".rstrip("/")
+            if not door.exists(os.fsencode(mounts.v2.point + base)):
+                raise NodeError(f"there is no control group {base}; start the unit it belongs to", field="base")
+            return V2Tree(mounts.v2, name, door, base=base)
     if mounts.v1:
         shadow = mounts.v2 if mounts.v2 is not None and os.access(mounts.v2.point, os.W_OK) else None
         tree = V1Tree(mounts.v1, shadow, name, door)

@@ -4,9 +4,13 @@
 controllers to its children may hold no process itself. Nested sessions and the groups of container engines are siblings
 of ``payload``, so a session's limits hold over all of them.
 
-``base`` is the top of the mount, or, where we live in a group that was *delegated* to us (a unit with
-``Delegate=yes``, a container of its own control-group namespace, a user's scope), that group. There we first move
-whoever is in it, ourselves that is, into the leaf ``observer``, for the same rule.
+``base`` is the group that was named, or else the top of the mount, or, where we live in a group that was *delegated*
+to us (a unit with ``Delegate=yes``, a container of its own control-group namespace, a user's scope), that group. In a
+delegated one we first move whoever is in it into the leaf ``observer``, for the same rule.
+
+For the same rule systemd cannot start a service anew in a group that gives controllers to its children: as long as
+sessions lived below the service of an observer, that observer would be gone. So a service that is to find its sessions
+again names the group of another unit, which does nothing but hold them (``kolejka-sessions.service``).
 
 A fresh group per session: peaks and event counters never reset.
 """
@@ -54,7 +58,10 @@ class V2Tree(Tree):
     def __init__(self, mount: Mount, name: str, door: Door | None = None, *, base: str | None = None) -> None:
         super().__init__(door or Door(), name)
         self.mount = mount
-        self.base, self.delegated = (base, False) if base is not None else find_base(mount, self.door)
+        if base is None:
+            self.base, self.delegated = find_base(mount, self.door)
+        else:
+            self.base, self.delegated = base, _marked_delegated(mount.point + base)
         self.path = f"{self.base}/{name}"
         self.base_folder = os.fsencode(mount.point + self.base)
         self.top = os.fsencode(mount.point + self.path)
