@@ -280,6 +280,22 @@ class ServerSettings(Section, section="server"):
     ceilings: Limits = setting(Limits, "limits no task can exceed", kind="limits")
     max_blob: int = setting(64 << 30, "size of the largest blob", kind="size")
     max_body: int = setting(8 << 20, "size of the largest JSON body", kind="size")
+    max_bulk: int = setting(64 << 20, "size of the largest JSON body that puts many tasks", kind="size")
+    rate: int = setting(
+        200, "calls a second that a user's client and inspector tokens may make, on average; 0 = any number",
+        kind="count",
+    )  # fmt: skip
+    keep_events: float = setting(86400.0, "how long those who follow events may be away", kind="time")
+    callback_hosts: tuple[str, ...] = setting(
+        (),
+        "who may be called back: names, *.ends of names, and networks, which private addresses need; none = nobody",
+        kind="words",
+    )
+    callback_timeout: float = setting(10.0, "how long one callback may take", kind="time")
+    callback_pause: float = setting(
+        5.0, "pause after the first callback that failed; each further one doubles it", kind="time"
+    )
+    callback_tries: int = setting(12, "callbacks that may fail before a task's is given up", kind="count")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import falcon.asgi
 from kolejka.common.result import Result, result_schema
 from kolejka.common.states import TaskState
 from kolejka.common.task import Task, task_schema
-from kolejka.server.api import access, blobs, errors, health, nodes, openapi, tasks
-from kolejka.server.api.routes import PREFIX, Answer, Body, Call, Query, Route, responder
+from kolejka.server.api import access, blobs, errors, events, health, nodes, openapi, tasks
+from kolejka.server.api.routes import LEAVING, PREFIX, Answer, Body, Call, Query, Route, responder
 from kolejka.server.auth.roles import ADMINS, BLOB_WRITERS, EVERYBODY, NODES, OWNERS, READERS, WATCHERS
 from kolejka.server.deps import Deps
 from kolejka.server.service import Service
@@ -30,6 +30,16 @@ _FILTERS: Final = (
     Query("after", "where the page before ended: its `next`", kind="count"),
 )
 _WAIT: Final = (Query("wait", "how long to wait for it, in seconds", kind="seconds", default=0.0, maximum=60),)
+_PAGE: Final = (
+    Query("user", "acts of this user"),
+    Query("limit", "how many at most", kind="count", default=100, maximum=1000),
+    Query("after", "where the page before ended: its `next`", kind="count"),
+)
+_EVENTS: Final = (
+    Query("task", "events of this task only"),
+    Query("after", "events behind this number, as `Last-Event-ID` says it", kind="count"),
+)
+_BULK: Final = Body(lambda: tasks.BULK, tasks.parse_bulk, bulk=True)
 _TASK: Final = Body(task_schema, Task.parse)
 _RESULT: Final = Body(result_schema, Result.parse)
 _CLAIM: Final = Body(lambda: nodes.CLAIM)
@@ -61,18 +71,25 @@ ROUTES: Final = (
     Route("PUT", PREFIX + "/blobs/{sha256}", blobs.put_blob, BLOB_WRITERS, status=(200, 201), takes=blobs.OCTETS),
     Route("GET", PREFIX + "/tasks", tasks.list_tasks, READERS, _FILTERS),
     Route("POST", PREFIX + "/tasks", tasks.put_task, OWNERS, body=_TASK, status=(201,)),
+    Route("POST", PREFIX + "/tasks/bulk", tasks.put_tasks, OWNERS, body=_BULK, status=(201,)),
     Route("GET", PREFIX + "/tasks/{task_id}", tasks.show_task, READERS),
     Route("DELETE", PREFIX + "/tasks/{task_id}", tasks.delete_task, OWNERS, status=(204,)),
     Route("POST", PREFIX + "/tasks/{task_id}/cancel", tasks.cancel_task, OWNERS),
+    Route("POST", PREFIX + "/tasks/{task_id}/retry", tasks.retry_task, OWNERS, status=(201,)),
     Route("GET", PREFIX + "/tasks/{task_id}/result", tasks.get_result, READERS, _WAIT, status=(200, 202)),
     Route("GET", PREFIX + "/tasks/{task_id}/why", tasks.why_task, READERS),
     Route("GET", PREFIX + "/queues", tasks.list_queues, EVERYBODY),
+    Route("GET", PREFIX + "/events", events.follow_events, READERS, _EVENTS, gives=events.STREAM),
+    Route("POST", PREFIX + "/callbacks/secret", access.make_callback_secret, OWNERS, status=(201,)),
     Route("POST", PREFIX + "/claims", nodes.claim, NODES, body=_CLAIM),
     Route("POST", PREFIX + "/heartbeats", nodes.heartbeat, NODES, body=_HEARTBEAT),
     Route("PUT", PREFIX + "/attempts/{lease}/result", nodes.put_result, NODES, body=_RESULT),
     Route("POST", PREFIX + "/attempts/{lease}/release", nodes.release, NODES, body=_RELEASE),
     Route("GET", PREFIX + "/nodes", nodes.list_nodes, READERS),
     Route("GET", PREFIX + "/nodes/{name}", nodes.show_node, READERS),
+    Route("POST", PREFIX + "/nodes/{name}/drain", nodes.drain_node, ADMINS),
+    Route("POST", PREFIX + "/nodes/{name}/resume", nodes.resume_node, ADMINS),
+    Route("GET", PREFIX + "/audit", access.list_audit, WATCHERS, _PAGE),
     Route("GET", PREFIX + "/users", access.list_users, ADMINS),
     Route("POST", PREFIX + "/users", access.add_user, ADMINS, body=_USER, status=(201,)),
     Route("GET", PREFIX + "/tokens", access.list_tokens, ADMINS),
@@ -133,6 +150,9 @@ class Application:
         try:
             await self._falcon(scope, receive, send)
         finally:
+            leaving = scope.get(LEAVING)
+            if leaving is not None:
+                leaving.cancel()
             self._busy -= 1
             if not self._busy:
                 self._nothing_left.set()

@@ -11,7 +11,10 @@ from typing import Final
 
 from kolejka.common.settings import ServerSettings
 from kolejka.server.auth.tokens import Doorkeeper
+from kolejka.server.calling import Hosts
+from kolejka.server.following import Following
 from kolejka.server.metrics import Metrics
+from kolejka.server.rates import Rates
 from kolejka.server.scheduling.claims import Classes, Moment, Rules
 from kolejka.server.storage.base import Announcement, Store
 from kolejka.server.storage.blob_folder import BlobFolder
@@ -57,6 +60,9 @@ class Deps:
     bridge: Bridge
     doorkeeper: Doorkeeper
     metrics: Metrics
+    following: Following
+    rates: Rates
+    hosts: Hosts
     classes: Classes = field(default_factory=Classes)
     clock: Clock = time.time
     steady: Clock = time.monotonic
@@ -78,7 +84,10 @@ def open_deps(settings: ServerSettings, *, clock: Clock = time.time, steady: Clo
     bridge = Bridge(wakes)
     store = SqliteStore(Path(settings.data) / DATABASE, bridge)
     blobs = BlobFolder(Path(settings.data) / BLOBS)
+    doorkeeper = Doorkeeper(store, clock)
+    wakes.access_changed = doorkeeper.forget
     return Deps(
-        settings, store, blobs, wakes, bridge, Doorkeeper(store, clock), Metrics(), clock=clock, steady=steady,
+        settings, store, blobs, wakes, bridge, doorkeeper, Metrics(), Following(store, wakes, steady),
+        Rates(settings.rate, steady), Hosts.parse(settings.callback_hosts), clock=clock, steady=steady,
         anchor=clock() - steady(),
     )  # fmt: skip

@@ -7,12 +7,13 @@ import secrets
 from dataclasses import dataclass
 from typing import Any, Final
 
-from kolejka.common.errors import InputError
+from kolejka.common.errors import InputError, NotAllowed
 from kolejka.common.limits import Limits
 from kolejka.common.task import Retry, Task
 from kolejka.server.auth.tokens import Caller
+from kolejka.server.calling import Hosts
 from kolejka.server.scheduling.match import Signature
-from kolejka.server.storage import blobs, tasks
+from kolejka.server.storage import blobs, callbacks, tasks
 from kolejka.server.storage.base import Connection
 from kolejka.server.storage.tasks import NewTask
 
@@ -25,6 +26,14 @@ def new_id(now: float) -> str:
     return "".join(_ALPHABET[(value >> shift) & 31] for shift in range(125, -1, -5))
 
 
+def put_at(task_id: str) -> float:
+    """When the task of this id was put."""
+    value = 0
+    for letter in task_id:
+        value = value << 5 | _ALPHABET.index(letter)
+    return (value >> 80) / 1000
+
+
 @dataclass(frozen=True)
 class Intake:
     """A spec that was accepted as such: limits final, files checked as far as they can be without the database."""
@@ -35,14 +44,12 @@ class Intake:
     """name → blob"""
 
 
-def consider(task: Task, *, defaults: Limits, ceilings: Limits) -> Intake:
+def consider(task: Task, *, defaults: Limits, ceilings: Limits, hosts: Hosts | None = None) -> Intake:
     """Make a client's spec final. InputError names what a server cannot accept."""
     if task.id is not None:
         raise InputError("the server assigns the id; leave it out", field="id")
     if task.callback_url is not None:
-        raise InputError(
-            "this server calls nobody back yet; leave it out and wait for the result", field="callback_url"
-        )
+        (hosts or Hosts()).target(task.callback_url)
     references = {}
     for name, file in task.files.items():
         if file.path is not None:
@@ -69,6 +76,13 @@ def put(
             return known, None
     task = intake.task
     tasks.check_queue(db, task.queue)
+    if caller.scope.queues is not None and task.queue not in caller.scope.queues:
+        raise NotAllowed(f"this token is for the queues {', '.join(sorted(caller.scope.queues))} only", field="queue")
+    if task.callback_url is not None and not callbacks.has_secret(db, caller.user_id):
+        raise InputError(
+            "your callbacks have no key to be signed with; make one with `kolejka callback secret`",
+            field="callback_url",
+        )
     for name, sha in intake.references.items():
         if not blobs.readable(db, sha, caller.user_id, node=False):
             raise InputError(f"there is no blob {sha} of yours; upload it", field=f"files.{name}", code="blob_missing")
@@ -79,7 +93,7 @@ def put(
         id=task.id, owner_id=caller.user_id, queue=task.queue, rank=-task.priority, signature=intake.signature.id,
         signature_words=intake.signature.words, spec=json.dumps(spec), name=task.name, image=task.image,
         labels=task.labels, retry=json.dumps(task.retry.to_json()) if task.retry != Retry() else None,
-        inputs=tuple(intake.references.values()), idempotency_key=key,
+        inputs=tuple(intake.references.values()), idempotency_key=key, callback_url=task.callback_url,
     )  # fmt: skip
     tasks.put(db, new, now)
     return task.id, spec

@@ -22,6 +22,7 @@ from kolejka.common.files import read_json, replacing, sync_folder, write_json
 from kolejka.common.settings import ServerSettings
 from kolejka.server.auth.roles import Role
 from kolejka.server.auth.tokens import issue
+from kolejka.server.calling import Hosts
 from kolejka.server.deps import BLOBS, DATABASE
 from kolejka.server.storage import users
 from kolejka.server.storage.base import Connection
@@ -67,6 +68,7 @@ def prepare(settings: ServerSettings, *, patience_s: float = _LOCK_PATIENCE_S) -
 def check_settings(settings: ServerSettings) -> None:
     """Whether a server could serve under these settings. InputError, NodeError when it could not."""
     _check_tls(settings)
+    Hosts.parse(settings.callback_hosts)
     _check_address(settings)
 
 

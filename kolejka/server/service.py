@@ -1,4 +1,4 @@
-"""What the server does without being asked: it watches the two clocks of every attempt.
+"""What the server does without being asked: it watches the two clocks of every attempt, calls back, and forgets events.
 
 Time in which the server itself could hear nobody does not count against nodes: when it starts, and when its own loop
 stood still (a stopped process), every attempt's clocks are moved by that much. Leases go by a clock that never jumps.
@@ -11,9 +11,10 @@ import contextlib
 import logging
 
 from kolejka.common.errors import KolejkaError
+from kolejka.server.calling import Calls
 from kolejka.server.deps import Deps
 from kolejka.server.scheduling import claims
-from kolejka.server.storage import leases
+from kolejka.server.storage import events, leases
 from kolejka.server.storage.base import Connection, ask
 
 logger = logging.getLogger("kolejka.server")
@@ -30,6 +31,7 @@ class Service:
     def __init__(self, deps: Deps) -> None:
         self._deps = deps
         self._watching: asyncio.Task[None] | None = None
+        self._calls = Calls(deps)
         self.interval_s = min(5.0, deps.settings.heartbeat / 8)
 
     async def start(self) -> None:
@@ -46,6 +48,7 @@ class Service:
         running = await ask(self._deps.store.write(work))
         logger.info("server started", extra={"running": running})
         self._watching = asyncio.create_task(self._watch())
+        self._calls.start()
 
     def close_doors(self) -> None:
         """Answer everybody who waits: the server is about to stop."""
@@ -59,6 +62,7 @@ class Service:
             with contextlib.suppress(asyncio.CancelledError):  # as asked
                 await self._watching
             self._watching = None
+        await self._calls.stop()
         self._deps.bridge.connect(None)
         await asyncio.to_thread(self._deps.store.close)
         logger.info("server stopped")
@@ -74,6 +78,9 @@ class Service:
                     running = await ask(self._deps.store.write(lambda db, by=excuse_s: claims.excuse(db, by)))  # type: ignore[misc] # by is a float
                     logger.warning("time was lost", extra={"seconds": round(excuse_s, 1), "running": running})
                 await self.rescue()
+                before = self._deps.clock() - self._deps.settings.keep_events
+                if await ask(self._deps.store.read(lambda db, at=before: events.is_old(db, at))):  # type: ignore[misc] # at is a float
+                    await ask(self._deps.store.write(lambda db, at=before: events.sweep(db, at)))  # type: ignore[misc] # the same
             except KolejkaError as error:  # the database is away: the next round tries again
                 logger.warning("attempts cannot be watched", extra={"error": str(error)})
 

@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from kolejka.server.storage.base import Announcement, CancelAsked, TaskDone, TaskWaiting
+from kolejka.server.storage.base import AccessChanged, Announcement, CancelAsked, TaskDone, TaskWaiting
 
 
 @dataclass(eq=False)
@@ -79,6 +79,10 @@ class Wakes:
     def __init__(self) -> None:
         self._claims: dict[Waiter, None] = {}  # in the order in which they came
         self._results: defaultdict[str, set[Waiter]] = defaultdict(set)
+        self._news: set[Waiter] = set()
+        self._anything: set[Waiter] = set()
+        self.access_changed: Callable[[], object] = lambda: None
+        """told before those who wait, so that they are looked at with fresh eyes"""
         self.closing = False
 
     @contextlib.contextmanager
@@ -125,8 +129,30 @@ class Wakes:
             if not self._results[task_id]:
                 del self._results[task_id]
 
+    @contextlib.contextmanager
+    def for_news(self) -> Iterator[Waiter]:
+        """One who is woken by somebody else, and when all are."""
+        waiter = Waiter()
+        self._news.add(waiter)
+        try:
+            yield waiter
+        finally:
+            self._news.discard(waiter)
+
+    @contextlib.contextmanager
+    def for_anything(self) -> Iterator[Waiter]:
+        """One who looks whenever anything was announced."""
+        with self.for_news() as waiter:
+            self._anything.add(waiter)
+            try:
+                yield waiter
+            finally:
+                self._anything.discard(waiter)
+
     def deliver(self, announcements: Sequence[Announcement]) -> None:
         """Wake those whom these concern."""
+        for waiter in self._anything if announcements else ():
+            waiter.woken.set()
         for announcement in announcements:
             match announcement:
                 case TaskDone(task_id):
@@ -136,6 +162,9 @@ class Wakes:
                     self.node_changed(node)
                 case TaskWaiting():
                     self._wake_one(announcement)
+                case AccessChanged():
+                    self.access_changed()
+                    self._wake_all()
 
     def _wake_one(self, announcement: TaskWaiting) -> None:
         """The claim that waits longest among those that want it; one already awake comes to look anyway.
@@ -155,7 +184,10 @@ class Wakes:
     def close(self) -> None:
         """Wake everybody; nobody waits here again."""
         self.closing = True
-        for waiter in (*self._claims, *(w for waiters in self._results.values() for w in waiters)):
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        for waiter in (*self._claims, *(w for waiters in self._results.values() for w in waiters), *self._news):
             waiter.woken.set()
 
     @property

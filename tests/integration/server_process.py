@@ -162,3 +162,38 @@ class Caller:
 
     def state(self, task_id: str) -> str:
         return str(self.ask("GET", f"/tasks/{task_id}", status=200).json["state"])
+
+
+@dataclass(frozen=True)
+class Event:
+    """One server-sent event."""
+
+    what: str
+    number: int | None
+    data: Any
+
+
+class Stream:
+    """A caller who follows events. ``next`` is the next one, ``None`` when the stream has ended."""
+
+    def __init__(self, caller: Caller, path: str = "/events", headers: Mapping[str, str] = {}) -> None:
+        self._connection = caller.connect()
+        said = {"Authorization": f"Bearer {caller.token}", **headers}
+        self._connection.request("GET", "/api/v1" + path, headers=said)
+        self.response = self._connection.getresponse()
+        assert self.response.status == 200, self.response.read()
+        self.hello = self.next()
+
+    def next(self) -> Event | None:
+        words: dict[str, str] = {}
+        while line := self.response.readline().decode().rstrip("\n"):
+            pass_over = line.startswith((":", "retry"))
+            if not pass_over:
+                name, _, words[name] = line.partition(": ")
+        if not words:
+            return self.next() if not self.response.isclosed() and self.response.peek(1) else None
+        number = int(words["id"]) if "id" in words else None
+        return Event(words["event"], number, json.loads(words["data"]))
+
+    def close(self) -> None:
+        self._connection.close()

@@ -109,7 +109,7 @@ def test_a_task_lives_from_put_to_result(ala: Caller, smith: Caller) -> None:
     assert (running["state"], running["node"], running["lease"]) == ("running", "anvil", given["lease"])
     assert [one["state"] for one in running["attempts"]] == ["running"]
     assert smith.ask("GET", f"/blobs/{sha}", status=200).data == data, "the node may have the input"
-    assert smith.beat(given["lease"]) == {"lost": [], "cancel": [], "heartbeat_s": 60}
+    assert smith.beat(given["lease"]) == {"lost": [], "cancel": [], "heartbeat_s": 60, "asked": None}
     out = smith.upload(b"output\n")
     body = {
         "id": put["id"], "result": 0, "outcome": "ok", "files": ["out"],
@@ -151,7 +151,7 @@ def test_a_waiting_claim_is_answered_when_something_of_its_node_is_cancelled(
     claim = in_background(smith.claim, wait=30, slots=0)
     wait_until(lambda: waiting_claims(admin) == 1)
     assert ala.ask("POST", f"/tasks/{task_id}/cancel", status=200).json["state"] == "running"
-    assert claim.result(20) == {"attempts": [], "cancel": [given["lease"]], "heartbeat_s": 60}
+    assert claim.result(20) == {"attempts": [], "cancel": [given["lease"]], "heartbeat_s": 60, "asked": None}
     assert smith.beat(given["lease"])["cancel"] == [given["lease"]]
     smith.finish(given["lease"], outcome="cancelled", result=None)
     assert ala.ask("GET", f"/tasks/{task_id}/result", status=200).json["outcome"] == "cancelled"
@@ -346,7 +346,7 @@ def test_every_role_meets_exactly_its_routes(
     callers = {"admin": admin, "client": ala, "node": smith, "inspector": inspector}
     words = {"task_id": "none", "lease": "999999", "sha256": "0" * 64, "name": "none", "token_id": "999999"}
     for route in ROUTES:
-        path = route.path.format(**words)
+        path = route.path.format(**words) + ("?task=none" if route.gives == "text/event-stream" else "")
         assert (Caller(server, "").ask(route.method, path).status == 401) == (route.roles is not None), path
         for role, caller in callers.items():
             status = caller.ask(route.method, path).status
@@ -408,7 +408,7 @@ def test_users_and_tokens_are_an_admins_business(server: Server, admin: Caller) 
     assert made.headers["cache-control"] == "no-store"
     ewa = Caller(server, made.json["token"])
     who = ewa.ask("GET", "/whoami", status=200).json
-    assert who == {"user": "ewa", "role": "client", "token": made.json["id"]}
+    assert who == {"user": "ewa", "role": "client", "token": made.json["id"], "scope": None}
     listed = next(one for one in admin.ask("GET", "/tokens").json if one["id"] == made.json["id"])
     assert listed["name"] == "laptop"
     assert "token" not in listed

@@ -135,6 +135,10 @@ PERMISSIONS = {
     "POST /api/v1/claims": {NODE, ADMIN}, "POST /api/v1/heartbeats": {NODE, ADMIN},
     "PUT /api/v1/attempts/{lease}/result": {NODE, ADMIN}, "POST /api/v1/attempts/{lease}/release": {NODE, ADMIN},
     "GET /api/v1/nodes": {CLIENT, INSPECTOR, ADMIN}, "GET /api/v1/nodes/{name}": {CLIENT, INSPECTOR, ADMIN},
+    "POST /api/v1/tasks/bulk": {CLIENT, ADMIN}, "POST /api/v1/tasks/{task_id}/retry": {CLIENT, ADMIN},
+    "GET /api/v1/events": {CLIENT, INSPECTOR, ADMIN}, "POST /api/v1/callbacks/secret": {CLIENT, ADMIN},
+    "POST /api/v1/nodes/{name}/drain": {ADMIN}, "POST /api/v1/nodes/{name}/resume": {ADMIN},
+    "GET /api/v1/audit": {INSPECTOR, ADMIN},
     "GET /api/v1/users": {ADMIN}, "POST /api/v1/users": {ADMIN}, "GET /api/v1/tokens": {ADMIN},
     "POST /api/v1/tokens": {ADMIN}, "DELETE /api/v1/tokens/{token_id}": {ADMIN},
 }  # fmt: skip

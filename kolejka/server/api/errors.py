@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -23,10 +24,12 @@ STATUS: Final[Mapping[str, int]] = {
     "conflict": 409,
     "length_required": 411,
     "too_large": 413,
+    "unsupported_media_type": 415,
     "range_not_satisfiable": 416,
     "invalid": 422,
     "hash_mismatch": 422,
     "blob_missing": 422,
+    "too_many_requests": 429,
     "internal": 500,
     "unavailable": 503,
     "node": 503,
@@ -48,6 +51,22 @@ class TooLarge(InputError):
     code = "too_large"
 
 
+class WrongType(InputError):
+    """The body is said to be something else than what this call takes."""
+
+    code = "unsupported_media_type"
+
+
+class TooMany(InputError):
+    """This caller asks too often, or for too much at one time; ``again_s`` later it may."""
+
+    code = "too_many_requests"
+
+    def __init__(self, message: str, *, again_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.again_s = again_s
+
+
 def body(code: str, message: str, field: str | None = None) -> dict[str, Any]:
     """The form of every error."""
     return {"error": {"code": code, "message": message, "field": field}}
@@ -64,6 +83,8 @@ def _write(resp: falcon.asgi.Response, error: KolejkaError) -> None:
         resp.set_header("WWW-Authenticate", "Bearer")
     if status == 503:
         resp.set_header("Retry-After", "1")
+    if isinstance(error, TooMany):
+        resp.set_header("Retry-After", str(max(1, math.ceil(error.again_s))))
 
 
 async def _known(

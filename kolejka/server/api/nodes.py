@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from kolejka.common.errors import Conflict, InputError, NotFound
+from kolejka.common.errors import Conflict, InputError, NotAllowed, NotFound
 from kolejka.common.limits import LIMITS, Limits, Unit
 from kolejka.common.schema import object_schema
 from kolejka.common.task import QUEUE_PATTERN
 from kolejka.server.api.routes import Answer, Call, plain, whole
-from kolejka.server.api.tasks import node_state, stamp
+from kolejka.server.api.tasks import node_state, record, stamp
 from kolejka.server.deps import Deps
+from kolejka.server.intake import put_at
 from kolejka.server.scheduling import claims
 from kolejka.server.scheduling.claims import Claim, Claimed
 from kolejka.server.scheduling.match import Offer, wants
@@ -35,6 +36,11 @@ _WORDS = {
     "tags": {"type": "array", "maxItems": 1000, "items": {"type": "string", "minLength": 1, "maxLength": 4096}},
     "total": {**_AMOUNTS, "description": "what the node has: plain numbers"},
     "capacity": {**_AMOUNTS, "description": "what of it is free"},
+    "instance": {
+        "type": "string",
+        "pattern": "^[0-9a-f]{32}$",
+        "description": "tells two foremen of one name apart: the second is refused while the first is heard",
+    },
 }
 CLAIM = object_schema(
     {
@@ -64,8 +70,9 @@ def _words(body: Mapping[str, Any], state: str | None) -> NodeWords:
         except InputError as error:
             raise error.within("node" if text == body["node"] else "tags") from None
     return NodeWords(
-        body["node"], state, tuple(sorted(set(body.get("tags", ())))), body.get("total", {}), body.get("capacity", {})
-    )
+        body["node"], state, tuple(sorted(set(body.get("tags", ())))), body.get("total", {}), body.get("capacity", {}),
+        body.get("instance"),
+    )  # fmt: skip
 
 
 async def claim(deps: Deps, call: Call) -> Answer:
@@ -77,7 +84,12 @@ async def claim(deps: Deps, call: Call) -> Answer:
     body = call.body
     words = _words(body, None)
     offer = Offer(frozenset(words.tags), Limits(words.total), Limits(words.capacity), body.get("idle", False))
-    request = Claim(call.caller.user_id, words, offer, body["slots"], frozenset(body.get("queues", ())))
+    queues, scope = frozenset(body.get("queues", ())), call.caller.scope.queues
+    if scope is not None:
+        queues = queues & scope if queues else scope
+        if not queues:
+            raise NotAllowed(f"this token is for the queues {', '.join(sorted(scope))} only", field="queues")
+    request = Claim(call.caller.user_id, words, offer, body["slots"], queues)
 
     def wanted(announcement: TaskWaiting) -> bool | None:
         if open_to is None or request.slots == 0 or is_silent():
@@ -102,7 +114,10 @@ async def claim(deps: Deps, call: Call) -> Answer:
         request = replace(request, unknown=await waiter.unknown())
         while not waiter.overtaken:
             woken_by = waiter.looked()
+            await call.still()
+            began = deps.steady()
             claimed = await ask(deps.store.write(look))
+            deps.metrics.claim_s.observe(deps.steady() - began)
             arrives, open_to = False, claimed.offer
             waiter.given = tuple(given.lease for given in claimed.given)
             if claimed.given or claimed.cancel or deps.wakes.closing:
@@ -110,12 +125,14 @@ async def claim(deps: Deps, call: Call) -> Answer:
             deps.wakes.deliver([task for task in woken_by if wanted(task) is False])  # to somebody who can take it
             if claimed.over or not await wait(waiter, deadline - deps.steady(), call.gone):
                 break
+    now = deps.clock()
     for given in claimed.given:
         deps.metrics.given.inc()
+        deps.metrics.wait_s.observe(max(0.0, now - put_at(given.task_id)))
         logger.info("task given", extra={"task": given.task_id, "lease": given.lease, "node": words.name})
     return Answer(json={
         "attempts": [given.to_json() for given in claimed.given], "cancel": claimed.cancel,
-        "heartbeat_s": deps.settings.heartbeat,
+        "heartbeat_s": deps.settings.heartbeat, "asked": claimed.asked,
     })  # fmt: skip
 
 
@@ -123,12 +140,14 @@ async def heartbeat(deps: Deps, call: Call) -> Answer:
     """Say that a node lives and which leases it holds; learn which are lost and which to stop."""
     words, now = _words(call.body, call.body.get("state", "active")), deps.now()
     beat = await ask(deps.store.write(
-        lambda db: claims.heartbeat(db, words, call.caller.user_id, call.body["leases"], now)
+        lambda db: claims.heartbeat(db, words, call.caller.user_id, call.body["leases"], now, rules=deps.rules)
     ))  # fmt: skip
     deps.wakes.heard(words.name, deps.steady())
     if words.state != "active":
         deps.wakes.node_changed(words.name)
-    return Answer(json={"lost": beat.lost, "cancel": beat.cancel, "heartbeat_s": deps.settings.heartbeat})
+    return Answer(json={
+        "lost": beat.lost, "cancel": beat.cancel, "heartbeat_s": deps.settings.heartbeat, "asked": beat.asked,
+    })  # fmt: skip
 
 
 async def put_result(deps: Deps, call: Call) -> Answer:
@@ -183,17 +202,46 @@ def _node_json(node: dict[str, Any], now: float, heartbeat_s: float) -> dict[str
     }  # fmt: skip
 
 
-async def list_nodes(deps: Deps, _call: Call) -> Answer:
-    """List the nodes."""
+def _whose(call: Call) -> int | None:
+    """Whose tasks a listing of nodes may name."""
+    return None if call.caller.sees_all else call.caller.user_id
+
+
+async def list_nodes(deps: Deps, call: Call) -> Answer:
+    """List the nodes. `busy` counts the tasks that run there; `running` names those that the caller may see."""
     now = deps.clock()
-    found = await ask(deps.store.read(nodes.listing))
+    found = await ask(deps.store.read(lambda db: nodes.listing(db, owner_id=_whose(call))))
     return Answer(json=[_node_json(node, now, deps.settings.heartbeat) for node in found])
 
 
 async def show_node(deps: Deps, call: Call) -> Answer:
     """Show a node."""
-    name, now = call.path["name"], deps.clock()
-    found = await ask(deps.store.read(lambda db: nodes.listing(db, plain(name))))
+    name, now = plain(call.path["name"]), deps.clock()
+    found = await ask(deps.store.read(lambda db: nodes.listing(db, name, owner_id=_whose(call))))
     if not found:
         raise NotFound(f"there is no node {name[:255]!r}")
     return Answer(json=_node_json(found[0], now, deps.settings.heartbeat))
+
+
+async def drain_node(deps: Deps, call: Call) -> Answer:
+    """Ask a node to take no more tasks. What runs there ends by itself; the foreman stays."""
+    return await _ask_node(deps, call, nodes.DRAIN)
+
+
+async def resume_node(deps: Deps, call: Call) -> Answer:
+    """Ask a node that was asked to drain to take tasks again."""
+    return await _ask_node(deps, call, None)
+
+
+async def _ask_node(deps: Deps, call: Call, asked: str | None) -> Answer:
+    name, now, caller = plain(call.path["name"]), deps.clock(), call.caller
+
+    def work(db: Connection) -> dict[str, Any]:
+        nodes.ask(db, name, asked)
+        record(db, caller, "node.drain" if asked else "node.resume", name, now)
+        return nodes.listing(db, name)[0]
+
+    found = await ask(deps.store.write(work))
+    deps.wakes.node_changed(name)
+    logger.info("node asked", extra={"node": name, "asked": asked or "resume", "by": caller.user})
+    return Answer(json=_node_json(found, now, deps.settings.heartbeat))

@@ -6,7 +6,10 @@ fields, and the OpenAPI document derive from it; a handler gets a ``Call`` whose
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
@@ -17,7 +20,7 @@ import falcon.asgi
 from kolejka.common.errors import InputError, NotAllowed, NotFound
 from kolejka.common.schema import Schema, check
 from kolejka.common.units import parse_time
-from kolejka.server.api.errors import InvalidJson, TooLarge
+from kolejka.server.api.errors import InvalidJson, TooLarge, TooMany, WrongType
 from kolejka.server.auth.roles import Role
 from kolejka.server.auth.tokens import Caller
 from kolejka.server.deps import Deps
@@ -26,6 +29,10 @@ PREFIX: Final = "/api/v1"
 MAX_DEPTH: Final = 32
 """Lists and objects inside each other in a body."""
 _RECEIVE: Final = "kolejka.receive"
+LEAVING: Final = "kolejka.leaving"
+"""where a request's scope keeps the future that its caller's leaving makes done"""
+_READING: Final = frozenset({"GET", "HEAD"})
+_COUNTED: Final = frozenset({Role.CLIENT, Role.INSPECTOR})
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,8 @@ class Body:
 
     schema: Callable[[], Schema]
     parse: Callable[[Any], Any] | None = None
-    example: Any = None
+    bulk: bool = False
+    """large: it may have the setting max_bulk's size, and is read beside the event loop"""
 
     def read(self, data: Any) -> Any:
         """The body's value. InputError names the field."""
@@ -110,6 +118,12 @@ class Call:
     query: Mapping[str, Any]
     body: Any
     _caller: Caller | None = None
+    _again: Callable[[], Awaitable[Caller]] | None = None
+
+    async def still(self) -> None:
+        """For one who waits: whether the token is still good. NotKnown when it is not."""
+        if self._again is not None:
+            await self._again()
 
     @property
     def caller(self) -> Caller:
@@ -118,30 +132,35 @@ class Call:
         return self._caller
 
     async def gone(self) -> None:
-        """Return when the caller has left. For calls whose body was read."""
-        receive = self.request.scope.get(_RECEIVE)
-        if receive is None:
-            await _never()
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        """Return when the caller has left. For calls whose body was read.
+
+        However often this is asked and broken off, the server below is asked once: gunicorn takes a question that is
+        broken off for an answer.
+        """
+        scope = self.request.scope
+        leaving = scope.get(LEAVING)
+        if leaving is None:
+            leaving = scope[LEAVING] = asyncio.ensure_future(_left(scope.get(_RECEIVE)))
+        await asyncio.shield(leaving)
 
 
-async def _never() -> NoReturn:
-    import asyncio
-
-    await asyncio.Future()
-    raise AssertionError("a future that nobody holds is never done")
+async def _left(receive: Callable[[], Awaitable[Mapping[str, Any]]] | None) -> None:
+    if receive is None:
+        await asyncio.Event().wait()  # for ever
+        return
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a handler answers: JSON, bytes, a stream of ``length`` bytes, or nothing."""
+    """What a handler answers: JSON, bytes, a stream of ``length`` bytes (``None`` = nobody knows), or nothing."""
 
     status: int = 200
     json: Any = None
     data: bytes | None = None
     stream: AsyncIterator[bytes] | None = None
-    length: int = 0
+    length: int | None = 0
     type: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -153,7 +172,10 @@ class Answer:
         for name, value in self.headers.items():
             resp.set_header(name, value)
         if self.stream is not None:
-            resp.set_stream(self.stream, self.length)
+            if self.length is None:
+                resp.stream = self.stream
+            else:
+                resp.set_stream(self.stream, self.length)
         elif self.data is not None:
             resp.data = self.data
         elif self.json is not None:
@@ -199,21 +221,48 @@ def responder(route: Route, deps: Deps) -> Callable[..., Awaitable[None]]:
     """What falcon calls for a route."""
 
     async def respond(req: falcon.asgi.Request, resp: falcon.asgi.Response, **path: Any) -> None:
-        caller = None
+        caller = again = None
         if route.roles is not None:
-            caller = await deps.doorkeeper.caller(req.get_header("Authorization"))
-            if caller.role not in route.roles:
-                raise NotAllowed(f"a {caller.role} token may not do this; it takes {_either(route.roles)}")
+            again = functools.partial(deps.doorkeeper.caller, req.get_header("Authorization"))
+            caller = await again()
+            _check_caller(route, caller, deps)
         query = read_query(route.query, req.query_string)
         body = None
-        if route.body is not None:
-            body = route.body.read(await read_json(req, deps.settings.max_body))
+        check_type(req.content_type, route)
+        if route.body is not None and route.body.bulk:
+            raw = await read_raw(req, deps.settings.max_bulk)
+            body = await asyncio.to_thread(lambda: route.body.read(decode(raw)))  # type: ignore[union-attr] # seen above
+        elif route.body is not None:
+            body = route.body.read(decode(await read_raw(req, deps.settings.max_body)))
         elif route.takes is None and req.content_length:
             raise InputError("this call takes no body")
-        answer = await route.handler(deps, Call(req, path, query, body, caller))
+        answer = await route.handler(deps, Call(req, path, query, body, caller, again))
         answer.write(resp)
 
     return respond
+
+
+def _check_caller(route: Route, caller: Caller, deps: Deps) -> None:
+    """NotAllowed when this token may not do this, TooMany when its user called too often."""
+    if route.roles is not None and caller.role not in route.roles:
+        raise NotAllowed(f"a {caller.role} token may not do this; it takes {_either(route.roles)}")
+    if caller.scope.read_only and route.method not in _READING:
+        raise NotAllowed("this token may only read")
+    if caller.role in _COUNTED:
+        again_s = deps.rates.wait_s(caller.user_id)
+        if again_s:
+            raise TooMany(f"you call more than {deps.settings.rate} times a second; wait", again_s=again_s)
+
+
+def check_type(said: str | None, route: Route) -> None:
+    """WrongType when a body is said to be something else than what the route takes; who says nothing is believed."""
+    takes = "application/json" if route.body is not None else route.takes
+    if not said or takes is None:
+        return
+    kind, _, more = said.partition(";")
+    charset = re.fullmatch(r'\s*(charset\s*=\s*"?utf-?8"?\s*)?', more, re.IGNORECASE)
+    if kind.strip().lower() != takes or not charset:
+        raise WrongType(f"this call takes {takes}; say so in Content-Type", field="Content-Type")
 
 
 def _either(roles: frozenset[Role]) -> str:
@@ -245,8 +294,8 @@ def read_query(declared: tuple[Query, ...], text: str) -> dict[str, Any]:
     return values
 
 
-async def read_json(req: falcon.asgi.Request, most: int) -> Any:
-    """The JSON value of a request's body. InvalidJson, TooLarge."""
+async def read_raw(req: falcon.asgi.Request, most: int) -> bytes:
+    """A request's whole body. TooLarge, or InputError when it breaks off."""
     announced = req.content_length
     if announced is not None and announced > most:
         raise TooLarge(f"a body of {announced} bytes is more than the {most} that this server takes")
@@ -257,7 +306,7 @@ async def read_json(req: falcon.asgi.Request, most: int) -> Any:
             raise TooLarge(f"this body is more than the {most} bytes that this server takes")
     if announced is not None and len(raw) != announced:
         raise InputError(f"the body broke off after {len(raw)} of {announced} bytes", code="truncated")
-    return decode(bytes(raw))
+    return bytes(raw)
 
 
 def decode(raw: bytes) -> Any:

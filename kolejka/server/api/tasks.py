@@ -1,28 +1,41 @@
-"""Tasks: put, list, show, cancel, delete; their results; why they wait; queues."""
+"""Tasks: put, list, show, cancel, retry, delete; their results; why they wait; queues."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
-from kolejka.common.errors import Conflict, InputError, NotFound
+from kolejka.common.errors import Conflict, InputError, KolejkaError, NotFound
 from kolejka.common.limits import Limits
+from kolejka.common.schema import check, object_schema
 from kolejka.common.states import TaskState
-from kolejka.common.task import Task
+from kolejka.common.task import Task, task_schema
 from kolejka.server import intake
 from kolejka.server.api.routes import Answer, Call, plain
+from kolejka.server.auth.roles import Role
 from kolejka.server.auth.tokens import Caller
 from kolejka.server.deps import Deps
 from kolejka.server.scheduling import claims, why
 from kolejka.server.scheduling.match import Offer, Signature
-from kolejka.server.storage import leases, nodes, tasks
+from kolejka.server.storage import audit, callbacks, leases, nodes, tasks
 from kolejka.server.storage.base import Connection, ask
 from kolejka.server.storage.tasks import Filters, Found
 from kolejka.server.wakes import wait
 
 logger = logging.getLogger("kolejka.server")
+
+MOST_AT_ONCE: Final = 10_000
+MOST_LABELS: Final = task_schema()["properties"]["labels"]["maxProperties"]
+RETRY_OF: Final = "retry_of"
+BULK: Final = object_schema(
+    {"tasks": {"type": "array", "minItems": 1, "maxItems": MOST_AT_ONCE, "items": {"type": "object"},
+               "description": "specs, each as POST /tasks takes it"}},
+    required=["tasks"],
+)  # fmt: skip
 
 
 def stamp(seconds: float | None) -> str | None:
@@ -45,53 +58,177 @@ def task_json(row: dict[str, Any]) -> dict[str, Any]:
 
 def _show(db: Connection, task_id: str) -> dict[str, Any]:
     row = tasks.show(db, task_id)
+    call = callbacks.show(db, row["number"])
+    if call is not None:
+        call = {**call, "due_at": stamp(call["due_at"]), "ended_at": stamp(call["ended_at"])}
     attempts = [
         {**entry, "started_at": stamp(entry["started_at"]), "finished_at": stamp(entry["finished_at"])}
         for entry in leases.history(db, row["number"])
     ]
-    return {**task_json(row), "attempts": attempts, "spec": json.loads(row["spec"])}
+    told = {} if call is None else {"callback": call}
+    return {**task_json(row), "attempts": attempts, "spec": json.loads(row["spec"]), **told}
 
 
-def _find(db: Connection, task_id: str, caller: Caller) -> Found:
+def find_task(db: Connection, task_id: str, caller: Caller) -> Found:
     """The caller's task. One of somebody else does not exist for them."""
     found = tasks.find(db, task_id)
-    if found is None or not (caller.sees_all or found.owner_id == caller.user_id):
+    if found is None or not caller.reaches(found.owner_id, found.queue):
         raise NotFound(f"there is no task {task_id[:128]!r}")
     return found
 
 
-async def put_task(deps: Deps, call: Call) -> Answer:
-    """Put a task. Repeated under the same `Idempotency-Key`, the answer is the same task."""
+def _check_key(call: Call) -> str | None:
     key = call.request.get_header("Idempotency-Key")
     if key is not None and not 0 < len(key) <= 128:
         raise InputError("the Idempotency-Key has 1 to 128 characters", field="Idempotency-Key")
-    task: Task = call.body
+    return key
+
+
+def _consider(deps: Deps, task: Task) -> intake.Intake:
+    """A client's spec made final. InputError names what is wrong with it."""
     for place, text in (("name", task.name or ""), ("image", task.image or ""), *task.labels.items()):
         try:
             plain(text)
         except InputError as error:
             raise error.within(place) from None
-    considered = intake.consider(task, defaults=deps.settings.defaults, ceilings=deps.settings.ceilings)
+    settings = deps.settings
+    return intake.consider(task, defaults=settings.defaults, ceilings=settings.ceilings, hosts=deps.hosts)
+
+
+async def put_task(deps: Deps, call: Call) -> Answer:
+    """Put a task. Repeated under the same `Idempotency-Key`, the answer is the same task."""
+    key = _check_key(call)
+    considered = _consider(deps, call.body)
     deps.classes.learn(considered.signature)
-    now = deps.clock()
-
-    def work(db: Connection) -> tuple[str, dict[str, Any]]:
-        task_id, spec = intake.put(db, considered, call.caller, key, now)
-        return task_id, _show(db, task_id) if spec is None else _new(task_id, spec, call.caller, task, now)
-
-    task_id, shown = await ask(deps.store.write(work))
-    deps.metrics.put.inc()
-    logger.info("task put", extra={"task": task_id, "owner": call.caller.user, "queue": shown["queue"]})
+    shown = await _put(deps, call.caller, considered, key)
     return Answer(201, shown)
 
 
-def _new(task_id: str, spec: dict[str, Any], caller: Caller, task: Task, now: float) -> dict[str, Any]:
-    """What ``_show`` would read back of a task that was put just now."""
-    row = dict.fromkeys(tasks.SHOWN) | {
+async def _put(
+    deps: Deps, owner: Caller, considered: intake.Intake, key: str | None,
+    also: Callable[[Connection], object] = lambda _: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Put a task and do ``also`` in one transaction."""
+    now = deps.clock()
+
+    def work(db: Connection) -> tuple[str, dict[str, Any]]:
+        task_id, spec = intake.put(db, considered, owner, key, now)
+        also(db)
+        return task_id, _show(db, task_id) if spec is None else _new(task_id, spec, owner, considered.task, now)
+
+    task_id, shown = await ask(deps.store.write(work))
+    deps.metrics.put.inc()
+    logger.info("task put", extra={"task": task_id, "owner": owner.user, "queue": shown["queue"]})
+    return shown
+
+
+def parse_bulk(data: Any) -> list[Task]:
+    """The body of a bulk put. InputError names the task by its place in the list."""
+    check(data, BULK)
+    parsed = []
+    for place, spec in enumerate(data["tasks"]):
+        try:
+            parsed.append(Task.parse(spec))
+        except InputError as error:
+            raise _at(error, place) from None
+    return parsed
+
+
+def _at(error: KolejkaError, place: int) -> KolejkaError:
+    return error.within(f"tasks[{place}]", ".")
+
+
+async def put_tasks(deps: Deps, call: Call) -> Answer:
+    """Put many tasks at once: all of them, or none when one is refused; the error names which. The answer is in order.
+
+    Repeated under the same `Idempotency-Key`, the answer is the same tasks.
+    """
+    key, now, caller = _check_key(call), deps.clock(), call.caller
+
+    def consider() -> list[intake.Intake]:
+        considered = []
+        for place, task in enumerate(call.body):
+            try:
+                considered.append(_consider(deps, task))
+            except InputError as error:
+                raise _at(error, place) from None
+        return considered
+
+    everything = await asyncio.to_thread(consider)
+    for considered in everything:
+        deps.classes.learn(considered.signature)
+
+    def work(db: Connection) -> list[dict[str, Any]]:
+        shown = []
+        for place, considered in enumerate(everything):
+            try:  # no header can hold a line break, so no other key is like these
+                task_id, spec = intake.put(db, considered, caller, None if key is None else f"{key}\n{place}", now)
+            except InputError as error:
+                raise _at(error, place) from None
+            row = tasks.show(db, task_id) if spec is None else _row(task_id, caller, considered.task, now)
+            shown.append(task_json(row))
+        return shown
+
+    shown = await ask(deps.store.write(work))
+    deps.metrics.put.inc(len(shown))
+    for task in shown:
+        logger.info("task put", extra={"task": task["id"], "owner": caller.user, "queue": task["queue"]})
+    return Answer(201, {"tasks": shown})
+
+
+async def retry_task(deps: Deps, call: Call) -> Answer:
+    """Put a done task once more, as a new task of the same owner and spec. The old one stays as it is.
+
+    The new one has the label `retry_of`, so that both are found from either.
+    """
+    task_id, now, caller = call.path["task_id"], deps.clock(), call.caller
+
+    def read(db: Connection) -> tuple[Found, dict[str, Any]]:
+        found = find_task(db, task_id, caller)
+        if found.state is not TaskState.DONE:
+            raise Conflict(f"this task is {found.state}; only what is done can be tried once more")
+        return found, tasks.show(db, task_id)
+
+    found, row = await ask(deps.store.read(read))
+    task = Task.parse(json.loads(row["spec"]))
+    labels = {**task.labels, RETRY_OF: found.id}
+    if len(labels) > MOST_LABELS:
+        raise InputError(f"there is no room for the label {RETRY_OF} beside its {MOST_LABELS}", field="labels")
+    considered = _consider(deps, task.replace(id=None, labels=labels))
+    deps.classes.learn(considered.signature)
+    owner = Caller(found.owner_id, row["owner"], Role.CLIENT, caller.token, caller.scope)
+
+    def also(db: Connection) -> None:
+        _record_for_others(db, caller, found, "task.retry", now)
+
+    return Answer(201, await _put(deps, owner, considered, _check_key(call), also))
+
+
+def record(db: Connection, caller: Caller, act: str, target: str, now: float, **detail: object) -> None:
+    """Write an act of an admin down."""
+    audit.record(db, (caller.user, caller.token), act, target, now=now, detail=detail)
+
+
+def _record_for_others(db: Connection, caller: Caller, found: Found, act: str, now: float) -> None:
+    if found.owner_id != caller.user_id:
+        record(db, caller, act, found.id, now)
+
+
+def _row(task_id: str, caller: Caller, task: Task, now: float) -> dict[str, Any]:
+    """What ``tasks.show`` would read back of a task that was put just now."""
+    return dict.fromkeys(tasks.SHOWN) | {
         "id": task_id, "state": TaskState.WAITING, "owner": caller.user, "queue": task.queue, "rank": -task.priority,
         "name": task.name, "image": task.image, "created_at": now,
+        "labels": json.dumps(dict(task.labels)) if task.labels else None,
     }  # fmt: skip
-    return {**task_json(row), "labels": dict(task.labels), "attempts": [], "spec": spec}
+
+
+def _new(task_id: str, spec: dict[str, Any], caller: Caller, task: Task, now: float) -> dict[str, Any]:
+    """What ``_show`` would read back of it."""
+    told = {} if task.callback_url is None else {"callback": {
+        "url": task.callback_url, "tries": 0, "due_at": None, "ended_at": None, "answer": None,
+    }}  # fmt: skip
+    return {**task_json(_row(task_id, caller, task, now)), "attempts": [], "spec": spec, **told}
 
 
 async def list_tasks(deps: Deps, call: Call) -> Answer:
@@ -99,8 +236,8 @@ async def list_tasks(deps: Deps, call: Call) -> Answer:
     query = call.query
     filters = Filters(
         state=query["state"], queue=query["queue"], name=query["name"], owner=query["owner"],
-        owner_id=None if call.caller.sees_all else call.caller.user_id, labels=tuple(query["label"]),
-        after=query["after"], limit=query["limit"] + 1,
+        owner_id=None if call.caller.sees_all else call.caller.user_id, queues=call.caller.scope.queues,
+        labels=tuple(query["label"]), after=query["after"], limit=query["limit"] + 1,
     )  # fmt: skip
     rows = await ask(deps.store.read(lambda db: tasks.listing(db, filters)))
     page = rows[: query["limit"]]
@@ -113,7 +250,7 @@ async def show_task(deps: Deps, call: Call) -> Answer:
     task_id = call.path["task_id"]
 
     def work(db: Connection) -> dict[str, Any]:
-        _find(db, task_id, call.caller)
+        find_task(db, task_id, call.caller)
         return _show(db, task_id)
 
     return Answer(json=await ask(deps.store.read(work)))
@@ -121,13 +258,14 @@ async def show_task(deps: Deps, call: Call) -> Answer:
 
 async def delete_task(deps: Deps, call: Call) -> Answer:
     """Delete a done task with its result."""
-    task_id = call.path["task_id"]
+    task_id, now = call.path["task_id"], deps.clock()
 
     def work(db: Connection) -> None:
-        found = _find(db, task_id, call.caller)
+        found = find_task(db, task_id, call.caller)
         if found.state is not TaskState.DONE:
             raise Conflict(f"this task is {found.state}; cancel it first")
-        tasks.delete(db, found.number)
+        tasks.delete(db, found.number, now)
+        _record_for_others(db, call.caller, found, "task.delete", now)
 
     await ask(deps.store.write(work))
     logger.info("task deleted", extra={"task": task_id, "by": call.caller.user})
@@ -139,7 +277,9 @@ async def cancel_task(deps: Deps, call: Call) -> Answer:
     task_id, now = call.path["task_id"], deps.now()
 
     def work(db: Connection) -> dict[str, Any]:
-        claims.cancel(db, _find(db, task_id, call.caller), now)
+        found = find_task(db, task_id, call.caller)
+        claims.cancel(db, found, now)
+        _record_for_others(db, call.caller, found, "task.cancel", now.wall)
         return _show(db, task_id)
 
     shown = await ask(deps.store.write(work))
@@ -155,13 +295,14 @@ async def get_result(deps: Deps, call: Call) -> Answer:
     task_id = call.path["task_id"]
 
     def work(db: Connection) -> tuple[TaskState, dict[str, Any] | None]:
-        found = _find(db, task_id, call.caller)
+        found = find_task(db, task_id, call.caller)
         return found.state, tasks.result(db, found.number) if found.state is TaskState.DONE else None
 
     deadline = deps.steady() + call.query["wait"]
     with deps.wakes.for_result(task_id) as waiter:
         while True:
             waiter.looked()
+            await call.still()
             state, result = await ask(deps.store.read(work))
             if result is not None:
                 return Answer(json=result)
@@ -175,7 +316,7 @@ async def why_task(deps: Deps, call: Call) -> Answer:
     task_id, now = call.path["task_id"], deps.clock()
 
     def work(db: Connection) -> list[str]:
-        found = _find(db, task_id, call.caller)
+        found = find_task(db, task_id, call.caller)
         if found.state is TaskState.DONE:
             return ["it is done"]
         if found.state is TaskState.RUNNING:
@@ -192,8 +333,12 @@ async def why_task(deps: Deps, call: Call) -> Answer:
 
 
 def node_state(node: dict[str, Any], now: float, heartbeat_s: float) -> str:
-    """What the node said of itself, or ``silent`` when it has said nothing for the heartbeat time."""
-    return "silent" if node["last_seen"] < now - heartbeat_s else str(node["state"])
+    """What the node said of itself, ``silent`` when it has said nothing for the heartbeat time, or ``draining`` when it
+    was asked to drain and may not know yet.
+    """
+    if node["last_seen"] < now - heartbeat_s:
+        return "silent"
+    return "draining" if node["state"] == "active" and node["asked"] else str(node["state"])
 
 
 def machines(db: Connection, now: float, heartbeat_s: float) -> list[why.Machine]:
@@ -202,7 +347,7 @@ def machines(db: Connection, now: float, heartbeat_s: float) -> list[why.Machine
         why.Machine(
             node["name"],
             node_state(node, now, heartbeat_s),
-            Offer(frozenset(node["tags"]), Limits(node["total"]), Limits(node["capacity"]), not node["running"]),
+            Offer(frozenset(node["tags"]), Limits(node["total"]), Limits(node["capacity"]), not node["busy"]),
         )
         for node in nodes.listing(db)
     ]

@@ -7,10 +7,11 @@ remembered for a few seconds, so that most requests ask no database; a revocatio
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from kolejka.common.errors import InputError
 from kolejka.server.auth.roles import Role, may_hold
@@ -23,6 +24,36 @@ _MOST: Final = 10_000
 
 
 @dataclass(frozen=True)
+class Scope:
+    """What narrows a token below its role: tasks of these queues only (``None``: of all), and reading only."""
+
+    queues: frozenset[str] | None = None
+    read_only: bool = False
+
+    @classmethod
+    def parse(cls, words: dict[str, Any] | None) -> Scope:
+        """A scope from its JSON object, whose form was checked."""
+        words = words or {}
+        queues = words.get("queues")
+        return cls(None if queues is None else frozenset(queues), bool(words.get("read_only")))
+
+    def to_json(self) -> dict[str, Any] | None:
+        """The object form; ``None`` when it narrows nothing."""
+        words: dict[str, Any] = {} if self.queues is None else {"queues": sorted(self.queues)}
+        return {**words, **({"read_only": True} if self.read_only else {})} or None
+
+    def check(self, role: Role) -> None:
+        """InputError when a token of this role cannot be narrowed so."""
+        if role is Role.ADMIN and self != Scope():
+            raise InputError(
+                "an admin token can make itself another, so a scope would narrow nothing; give it a smaller role",
+                field="scope",
+            )
+        if role is Role.NODE and self.read_only:
+            raise InputError("a node that only reads can do nothing; leave it out", field="scope.read_only")
+
+
+@dataclass(frozen=True)
 class Caller:
     """Who makes a request. ``token`` is the token's id."""
 
@@ -30,11 +61,16 @@ class Caller:
     user: str
     role: Role
     token: int
+    scope: Scope = Scope()
 
     @property
     def sees_all(self) -> bool:
         """Whether tasks of others exist for this caller."""
         return self.role in {Role.INSPECTOR, Role.ADMIN}
+
+    def reaches(self, owner_id: int, queue: str) -> bool:
+        """Whether a task of this owner in this queue exists for this caller."""
+        return (self.sees_all or owner_id == self.user_id) and (self.scope.queues is None or queue in self.scope.queues)
 
 
 def new_token() -> str:
@@ -48,22 +84,30 @@ def digest(token: str) -> str:
 
 
 def issue(
-    db: Connection, user: str, *, role: Role | None, name: str, now: float, expires_s: float | None = None
-) -> tuple[int, str, Role]:
+    db: Connection, user: str, *, role: Role | None, name: str, now: float, expires_s: float | None = None,
+    scope: Scope = Scope(),
+) -> tuple[int, str, Role]:  # fmt: skip
     """Make a token for a user: its id, itself, its role (by default the user's).
 
-    NotFound when there is no such user, InputError when its role may not hold such a token.
+    NotFound when there is no such user, InputError when its role may not hold such a token or bear such a scope.
     """
     user_id, user_role = users.find_user(db, user)
     role = Role(user_role) if role is None else role
     if not may_hold(Role(user_role), role):
         raise InputError(f"the user {user!r} has the role {user_role}, which may not hold a {role} token", field="role")
+    scope.check(role)
+    words = scope.to_json()
     token = new_token()
     expires_at = None if expires_s is None else now + expires_s
     token_id = users.add_token(
-        db, user_id, role=role.value, name=name, digest=digest(token), now=now, expires_at=expires_at
-    )
+        db, user_id, role=role.value, name=name, digest=digest(token), now=now, expires_at=expires_at,
+        scope=None if words is None else json.dumps(words),
+    )  # fmt: skip
     return token_id, token, role
+
+
+def _scope(text: str | None) -> Scope:
+    return Scope.parse(json.loads(text)) if text else Scope()
 
 
 class NotKnown(InputError):
@@ -103,7 +147,7 @@ class Doorkeeper:
             raise NotKnown("this token is not known here; it may have been revoked")
         if len(self._known) >= _MOST:
             self._known.clear()
-        caller = Caller(found.user_id, found.user, Role(found.role), found.id)
+        caller = Caller(found.user_id, found.user, Role(found.role), found.id, _scope(found.scope))
         self._known[key] = known = (now, caller, found.expires_at)
         return known
 

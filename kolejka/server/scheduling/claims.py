@@ -26,7 +26,7 @@ from kolejka.common.task import Retry
 from kolejka.server.scheduling.choose import Choice, Group, choose
 from kolejka.server.scheduling.match import Offer, Signature, can_ever_run, take
 from kolejka.server.scheduling.rescue import Loss, Next, Watched, after_loss, after_result, loss
-from kolejka.server.storage import blobs, leases, nodes, tasks
+from kolejka.server.storage import blobs, events, leases, nodes, tasks
 from kolejka.server.storage.base import CancelAsked, Connection, TaskWaiting
 from kolejka.server.storage.leases import Held
 from kolejka.server.storage.nodes import NodeWords
@@ -69,13 +69,15 @@ class Given:
 class Claimed:
     """The answer to a claim. ``over`` = nothing will be given, however long it waits.
 
-    ``offer`` is what the node turned out to offer, ``None`` for nothing at the moment.
+    ``offer`` is what the node turned out to offer, ``None`` for nothing at the moment. ``asked`` is what an admin asks
+    of the node.
     """
 
     given: tuple[Given, ...] = ()
     cancel: tuple[int, ...] = ()
     offer: Offer | None = None
     over: bool = False
+    asked: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Beat:
 
     lost: tuple[int, ...]
     cancel: tuple[int, ...]
+    asked: str | None = None
 
 
 @dataclass(frozen=True)
@@ -165,10 +168,10 @@ def claim(
     """
     node = request.words.name
     if arrives:
-        nodes.heard(db, request.words, request.user_id, now.wall)
+        nodes.heard(db, request.words, request.user_id, now.wall, silent_before=now.wall - rules.heartbeat_s)
     cancel = tuple(leases.cancelled(db, node))
     if not nodes.takes_tasks(db, node):
-        return Claimed(cancel=cancel, over=True)
+        return Claimed(cancel=cancel, over=True, asked=nodes.asked(db, node))
     if leases.exclusive_on(db, node):
         return Claimed(cancel=cancel)
     free, slots = request.offer.free, request.slots
@@ -217,20 +220,23 @@ def _give(db: Connection, choice: Choice, node: str, rules: Rules, now: Moment) 
         db, number, group.owner, node, exclusive=group.signature.exclusive, wall=now.wall, steady=now.steady,
         deadline_s=deadline_s,
     )  # fmt: skip
-    moved = tasks.move(db, number, TaskState.RUNNING, lease=lease, node=node, started_at=now.wall)
+    moved = tasks.move(db, number, TaskState.RUNNING, now=now.wall, lease=lease, node=node, started_at=now.wall)
     assert moved  # it was seen waiting in this transaction
     owner = db.row("SELECT name FROM users WHERE id = ?", group.owner)
     assert owner is not None  # users are never deleted
     return Given(lease, spec["id"], owner[0], spec, deadline_s)
 
 
-def heartbeat(db: Connection, words: NodeWords, user_id: int, held: Collection[int], now: Moment) -> Beat:
+def heartbeat(
+    db: Connection, words: NodeWords, user_id: int, held: Collection[int], now: Moment, *, rules: Rules = Rules()
+) -> Beat:
     """Renew the leases a node says it holds; tell those it has lost and those whose tasks are to be stopped."""
-    nodes.heard(db, words, user_id, now.wall)
+    nodes.heard(db, words, user_id, now.wall, silent_before=now.wall - rules.heartbeat_s)
     kept = leases.renew(db, words.name, held, now.steady)
     return Beat(
         lost=tuple(lease for lease in held if lease not in kept),
         cancel=tuple(lease for lease in leases.cancelled(db, words.name) if lease in kept),
+        asked=nodes.asked(db, words.name),
     )
 
 
@@ -283,7 +289,7 @@ def accept(db: Connection, lease: int, user_id: int, handed: Handed, now: Moment
     )  # fmt: skip
     tasks.account(db, held, result, now.wall)
     if then is Next.WAIT:
-        _wait_again(db, held, retries=held.retries + 1)
+        _wait_again(db, held, now, retries=held.retries + 1)
     else:
         blobs.refer(db, held.number, {entry.sha256 for entry in result.manifest.values()}, "output")
         text = json.dumps({"id": held.task_id, **handed.words})
@@ -315,8 +321,10 @@ def _retry(words: str | None) -> Retry:
     return Retry(data["max"], tuple(data["on"]))
 
 
-def _wait_again(db: Connection, held: Held, **columns: object) -> None:
-    moved = tasks.move(db, held.number, TaskState.WAITING, lease=None, node=None, started_at=None, **columns)
+def _wait_again(db: Connection, held: Held, now: Moment, **columns: object) -> None:
+    moved = tasks.move(
+        db, held.number, TaskState.WAITING, now=now.wall, lease=None, node=None, started_at=None, **columns
+    )
     assert moved  # its attempt was running until this transaction
     db.announce(TaskWaiting(held.queue, held.signature))
 
@@ -337,7 +345,7 @@ def release(db: Connection, lease: int, user_id: int, message: str, now: Moment)
             db, held.number, held.task_id, Outcome.CANCELLED, message="cancelled before it started", now=now
         )
     else:
-        _wait_again(db, held)
+        _wait_again(db, held, now)
     return held, state.value
 
 
@@ -358,7 +366,9 @@ def cancel(db: Connection, found: tasks.Found, now: Moment) -> None:
             db, found.number, found.id, Outcome.CANCELLED, message="cancelled before it started", now=now
         )
         return
-    db.run("UPDATE tasks SET cancel_at = COALESCE(cancel_at, ?) WHERE number = ?", now.wall, found.number)
+    if not found.cancelled:
+        db.run("UPDATE tasks SET cancel_at = ? WHERE number = ?", now.wall, found.number)
+        events.record(db, found.number, events.CANCELLING, now.wall)
     row = db.row("SELECT node FROM leases WHERE number = ?", found.number)
     if row is not None:
         db.announce(CancelAsked(row[0]))
@@ -384,7 +394,7 @@ def _take_back(db: Connection, held: Held, why: Loss, rules: Rules, now: Moment)
         db, held.lease, state=AttemptState.LOST, now=now.wall, outcome=None, message=why.value, task_state=state.value
     )
     if then is Next.WAIT:
-        _wait_again(db, held, losses=losses)
+        _wait_again(db, held, now, losses=losses)
     elif then is Next.CANCELLED:
         _finish_without_result(
             db, held.number, held.task_id, Outcome.CANCELLED, message=f"cancelled; then {why} ({held.node})", now=now

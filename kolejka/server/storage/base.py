@@ -43,7 +43,12 @@ class CancelAsked:
     node: str
 
 
-Announcement = TaskWaiting | TaskDone | CancelAsked
+@dataclass(frozen=True)
+class AccessChanged:
+    """A token was revoked: whoever remembers tokens forgets them, and whoever waits is looked at again."""
+
+
+Announcement = TaskWaiting | TaskDone | CancelAsked | AccessChanged
 Listener = Callable[[Sequence[Announcement]], None]
 
 

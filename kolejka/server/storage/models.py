@@ -43,6 +43,7 @@ class Tokens(Table):
     hash = p.TextField()
     created_at = p.FloatField()
     expires_at = p.FloatField(null=True)
+    scope = p.TextField(null=True)
 
 
 class Queues(Table):
@@ -142,7 +143,10 @@ class Leases(Table):
 
 
 class Nodes(Table):
-    """The machines. A name belongs to the user that claimed under it first."""
+    """The machines. A name belongs to the user that claimed under it first.
+
+    ``instance`` tells two foremen of one name apart; ``asked`` is what an admin wants of the node: drain, or nothing.
+    """
 
     name = p.TextField(primary_key=True)
     user_id = p.IntegerField()
@@ -152,6 +156,8 @@ class Nodes(Table):
     capacity = p.TextField()
     first_seen = p.FloatField()
     last_seen = p.FloatField()
+    instance = p.TextField(null=True)
+    asked = p.TextField(null=True)
 
 
 class Blobs(Table):
@@ -204,7 +210,57 @@ class Accounting(Table):
     memory_peak = p.BigIntegerField(null=True)
 
 
+class Events(Table):
+    """Each step of each task, for those who follow."""
+
+    id = p.AutoField()
+    at = p.FloatField()
+    what = p.TextField()
+    task_id = p.TextField()
+    owner_id = p.IntegerField()
+    queue = p.TextField()
+    lease = p.BigIntegerField(null=True)
+    node = p.TextField(null=True)
+    outcome = p.TextField(null=True)
+
+
+class Audit(Table):
+    """What admins did. ``detail`` is JSON."""
+
+    id = p.AutoField()
+    at = p.FloatField()
+    user = p.TextField()
+    token_id = p.IntegerField()
+    act = p.TextField()
+    target = p.TextField()
+    detail = p.TextField()
+
+
+class Callbacks(Table):
+    """Who is to be called when a task is done. ``due_at`` is set while a call is owed, ``ended_at`` when none is."""
+
+    number = p.IntegerField(primary_key=True)
+    task_id = p.TextField()
+    owner_id = p.IntegerField()
+    url = p.TextField()
+    lease = p.BigIntegerField(null=True)
+    outcome = p.TextField(null=True)
+    finished_at = p.FloatField(null=True)
+    tries = p.IntegerField(default=0)
+    due_at = p.FloatField(null=True)
+    ended_at = p.FloatField(null=True)
+    answer = p.TextField(null=True)
+
+
+class CallbackSecrets(Table):
+    """What signs the callbacks of each user: a key that both sides hold, so it is kept as it is."""
+
+    user_id = p.IntegerField(primary_key=True)
+    secret = p.TextField()
+    created_at = p.FloatField()
+
+
 TABLES: tuple[Any, ...] = (
     Users, Tokens, Queues, Signatures, Tasks, Specs, Labels, Results, Attempts, Leases, Nodes, Blobs, Grants,
-    BlobReferences, Accounting,
+    BlobReferences, Accounting, Events, Audit, Callbacks, CallbackSecrets,
 )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 from kolejka.common.errors import InputError
 from kolejka.common.result import Result
 from kolejka.common.states import TASK_TRANSITIONS, TaskState
+from kolejka.server.storage import callbacks, events
 from kolejka.server.storage.base import Connection, TaskDone, TaskWaiting
 from kolejka.server.storage.leases import Held
 from kolejka.server.storage.models import Labels, Specs, Tasks, Users
@@ -32,6 +33,7 @@ class NewTask:
     retry: str | None
     inputs: tuple[str, ...]
     idempotency_key: str | None
+    callback_url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Filters:
     name: str | None = None
     owner: str | None = None
     owner_id: int | None = None
+    queues: frozenset[str] | None = None
     labels: tuple[tuple[str, str], ...] = ()
     after: int | None = None
     limit: int = 100
@@ -83,30 +86,37 @@ def put(db: Connection, task: NewTask, now: float) -> int:
         db.run("INSERT INTO labels (key, value, number) VALUES (?, ?, ?)", key, value, number)
     for sha in set(task.inputs):
         db.run("INSERT INTO blob_references (number, sha, kind) VALUES (?, ?, 'input')", number, sha)
+    if task.callback_url is not None:
+        callbacks.order(db, number, task.id, task.owner_id, task.callback_url)
+    events.record(db, number, TaskState.WAITING, now)
     db.announce(TaskWaiting(task.queue, task.signature))
     return number
 
 
-def move(db: Connection, number: int, to: TaskState, **columns: object) -> bool:
+def move(db: Connection, number: int, to: TaskState, *, now: float, **columns: object) -> bool:
     """Bring a task to a state, other columns with it; False when its state does not allow that (another was faster)."""
     origins = [state.value for state, targets in TASK_TRANSITIONS.items() if to in targets]
     changes = ", ".join(f"{name} = ?" for name in columns)
     allowed = ", ".join(f"'{origin}'" for origin in origins)
-    return bool(db.run(
+    moved = bool(db.run(
         f"UPDATE tasks SET state = ?{', ' + changes if changes else ''}"  # noqa: S608 column names of ours
         f" WHERE number = ? AND state IN ({allowed})",
         to.value, *columns.values(), number,
     ))  # fmt: skip
+    if moved:
+        events.record(db, number, to, now)
+    return moved
 
 
 def finish(db: Connection, number: int, task_id: str, result: Result, *, text: str, now: float) -> None:
     """The end of a task: its result (``text`` is its JSON) is stored, and those who wait for it are told."""
     moved = move(
-        db, number, TaskState.DONE, finished_at=now, outcome=result.outcome.value, verdict=result.limit,
+        db, number, TaskState.DONE, now=now, finished_at=now, outcome=result.outcome.value, verdict=result.limit,
         exit_code=result.result,
     )  # fmt: skip
     assert moved  # the caller holds the attempt, or saw the task waiting, in this transaction
     db.run("INSERT INTO results (number, result) VALUES (?, ?)", number, text)
+    callbacks.owe(db, number, result.outcome.value, now)
     db.announce(TaskDone(task_id))
 
 
@@ -263,6 +273,8 @@ def listing(db: Connection, filters: Filters) -> list[dict[str, Any]]:
     ):  # fmt: skip
         if value is not None:
             query = query.where(column == value)
+    if filters.queues is not None:
+        query = query.where(Tasks.queue.in_(sorted(filters.queues)))
     if filters.after is not None:
         query = query.where(Tasks.number < filters.after)
     for key, value in filters.labels:
@@ -271,9 +283,10 @@ def listing(db: Connection, filters: Filters) -> list[dict[str, Any]]:
     return db.select(query.order_by(Tasks.number.desc()).limit(filters.limit))
 
 
-def delete(db: Connection, number: int) -> None:
-    """Forget a task and its result. What it used stays in the accounting."""
-    for table in ("results", "specs", "labels", "blob_references", "attempts", "tasks"):
+def delete(db: Connection, number: int, now: float) -> None:
+    """Forget a task and its result, and a call that is still owed. What it used stays in the accounting."""
+    events.record(db, number, events.DELETED, now)
+    for table in ("results", "specs", "labels", "blob_references", "attempts", "callbacks", "tasks"):
         db.run(f"DELETE FROM {table} WHERE number = ?", number)  # noqa: S608 constants
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ class KnownToken:
     role: str
     name: str
     expires_at: float | None
+    scope: str | None
 
 
 def add_user(db: Connection, name: str, role: str, now: float) -> int:
@@ -48,12 +50,14 @@ def list_users(db: Connection) -> list[dict[str, Any]]:
 
 
 def add_token(
-    db: Connection, user_id: int, *, role: str, name: str, digest: str, now: float, expires_at: float | None
-) -> int:
-    """Keep a token by its hash; its id."""
+    db: Connection, user_id: int, *, role: str, name: str, digest: str, now: float, expires_at: float | None,
+    scope: str | None = None,
+) -> int:  # fmt: skip
+    """Keep a token by its hash; its id. ``scope`` is the JSON of what narrows it."""
     row = db.row(
-        "INSERT INTO tokens (user_id, role, name, hash, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
-        user_id, role, name, digest, now, expires_at,
+        "INSERT INTO tokens (user_id, role, name, hash, created_at, expires_at, scope) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        " RETURNING id",
+        user_id, role, name, digest, now, expires_at, scope,
     )  # fmt: skip
     assert row is not None  # RETURNING gives the row that was made
     return int(row[0])
@@ -62,7 +66,7 @@ def add_token(
 def find_token(db: Connection, digest: str) -> KnownToken | None:
     """The token with this hash."""
     row = db.row(
-        "SELECT t.id, t.user_id, u.name, u.role, t.role, t.name, t.expires_at"
+        "SELECT t.id, t.user_id, u.name, u.role, t.role, t.name, t.expires_at, t.scope"
         " FROM tokens t JOIN users u ON u.id = t.user_id WHERE t.hash = ?",
         digest,
     )
@@ -72,11 +76,11 @@ def find_token(db: Connection, digest: str) -> KnownToken | None:
 def list_tokens(db: Connection) -> list[dict[str, Any]]:
     """Every token without its secret, newest first."""
     rows = db.rows(
-        "SELECT t.id, u.name, t.role, t.name, t.created_at, t.expires_at"
+        "SELECT t.id, u.name, t.role, t.name, t.created_at, t.expires_at, t.scope"
         " FROM tokens t JOIN users u ON u.id = t.user_id ORDER BY t.id DESC"
     )
     names = ("id", "user", "role", "name", "created_at", "expires_at")
-    return [dict(zip(names, row, strict=True)) for row in rows]
+    return [{**dict(zip(names, row, strict=False)), "scope": json.loads(row[-1]) if row[-1] else None} for row in rows]
 
 
 def revoke_token(db: Connection, token_id: int) -> None:

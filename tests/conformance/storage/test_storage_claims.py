@@ -75,7 +75,7 @@ def test_lease_numbers_only_grow_even_when_tasks_are_deleted(cluster: Cluster, a
         seen.append(given.lease)
         cluster.finish(smith, given.lease)
         at = number(cluster, task_id)
-        cluster.store.write(lambda db, at=at: tasks.delete(db, at)).result()  # type: ignore[misc]
+        cluster.store.write(lambda db, at=at: tasks.delete(db, at, 0.0)).result()  # type: ignore[misc]
     assert seen == sorted(set(seen))
 
 
@@ -505,7 +505,7 @@ def test_a_deleted_task_leaves_only_its_accounting(cluster: Cluster, ala: Caller
     (given,) = cluster.claim(smith).given
     cluster.finish(smith, given.lease)
     at = number(cluster, task_id)
-    cluster.store.write(lambda db: tasks.delete(db, at)).result()
+    cluster.store.write(lambda db: tasks.delete(db, at, 0.0)).result()
     for table in ("tasks", "specs", "results", "labels", "attempts", "leases", "blob_references"):
         assert cluster.store.read(lambda db, t=table: db.row(f"SELECT COUNT(*) FROM {t}")).result() == (0,)  # type: ignore[misc]
     assert cluster.store.read(lambda db: db.row("SELECT COUNT(*) FROM accounting")).result() == (1,)
@@ -517,7 +517,7 @@ def test_a_moved_task_never_leaves_its_end(cluster: Cluster, ala: Caller, smith:
     cluster.finish(smith, given.lease)
     at = number(cluster, task_id)
     for to in (tasks.TaskState.WAITING, tasks.TaskState.RUNNING, tasks.TaskState.DONE):
-        assert not cluster.store.write(lambda db, to=to: tasks.move(db, at, to)).result()  # type: ignore[misc]
+        assert not cluster.store.write(lambda db, to=to: tasks.move(db, at, to, now=0.0)).result()  # type: ignore[misc]
 
 
 def test_depth_counts_what_waits_and_runs(cluster: Cluster, ala: Caller, smith: Caller) -> None:
