@@ -12,7 +12,8 @@ cancelled                    130, as after an interrupt
 error                        125, as ``docker run`` says of itself
 ===========================  =======================================
 
-Wrong words of the caller end with 2; a server, node or neighbour that fails ends with 125; an interrupt with 130.
+Wrong words of the caller end with 2; a server, node or neighbour that fails ends with 125; an interrupt with 130,
+a SIGTERM with 143.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from kolejka.common.result import Outcome, Result
 BAD_INPUT: Final = 2
 INFRASTRUCTURE: Final = 125
 INTERRUPTED: Final = 130
+TERMINATED: Final = 143
 
 _LIMITS: Final = {"time": 124, "cpu_time": 124, "memory": 137}
 

@@ -30,7 +30,7 @@ def command() -> None:
 
     \b
     Tasks and results, as in kolejka-client:
-      execute  task  result  blob  node  queue  login  whoami  token  user  completion
+      execute  task  result  events  blob  node  queue  login  whoami  token  user  audit  callback  completion
 
     \b
     The programs themselves (`kolejka worker --help` is `kolejka-worker --help`):

@@ -7,11 +7,13 @@ is put with an ``Idempotency-Key``, so that asking twice for want of an answer p
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +30,12 @@ from kolejka.common.task import TASK_FILE, Task
 LONG_POLL_S: Final = 30.0
 SHORT_POLL_S: Final = 1.0
 PAGE: Final = 500
+BULK: Final = 10_000
+BULK_BYTES: Final = 4 << 20
+"""JSON of one call that puts many tasks, about"""
+BULK_PACE: Final = 200.0
+"""tasks a second that even a slow server takes in one call"""
+MAX_LINE: Final = 1 << 20
 UNLIMITED: Final = Limits()
 PREFIX_REACH: Final = 10_000
 """Newest tasks among which a shortened id is looked up."""
@@ -46,6 +54,44 @@ class Progress:
 Tell = Callable[[Progress], object]
 
 
+def _pieces(tasks: Iterable[tuple[str, Task]]) -> Iterator[list[tuple[str, Task]]]:
+    """The tasks in pieces that one call takes, by number and by size."""
+    piece: list[tuple[str, Task]] = []
+    size = 0
+    for word, task in tasks:
+        length = len(json.dumps(task.to_json()))
+        if piece and (len(piece) == BULK or size + length > BULK_BYTES):
+            yield piece
+            piece, size = [], 0
+        piece.append((word, task))
+        size += length + 2
+    if piece:
+        yield piece
+
+
+def read_events(chunks: Iterable[bytes]) -> Iterator[tuple[str, int | None, dict[str, Any]]]:
+    """Kind, number and data of each server-sent event in a stream of bytes. Unavailable when it is none."""
+    rest = b""
+    words: dict[str, str] = {}
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) > MAX_LINE:
+            raise Unavailable("the server's events have a line without end", code="broken")
+        for line in lines:
+            name, _, value = line.decode(errors="replace").rstrip("\r").partition(": ")
+            if name:
+                words[name] = value
+                continue
+            if "event" in words:
+                try:
+                    number = int(words["id"]) if "id" in words else None
+                    data = dict(json.loads(words.get("data", "{}")))
+                except (ValueError, TypeError):
+                    raise Unavailable("the server's events cannot be read", code="broken") from None
+                yield words["event"], number, data
+            words = {}
+
+
 class KolejkaClient(ServerClient):
     """The user's side of one server.
 
@@ -61,15 +107,20 @@ class KolejkaClient(ServerClient):
         task = Task.load(Path(folder))
         return self.put_spec(self.upload_files(task, folder).replace(limits=task.limits.merge(limits)))
 
-    def upload_files(self, task: Task, folder: str | os.PathLike[str]) -> Task:
-        """Store the local files of ``task``; the same task with references to them. InputError names the file."""
+    def upload_files(self, task: Task, folder: str | os.PathLike[str], *, known: dict[str, str] | None = None) -> Task:
+        """Store the local files of ``task``; the same task with references to them. InputError names the file.
+
+        ``known`` remembers, from one task of a batch to the next, which files were stored.
+        """
+        known = {} if known is None else known
         files = dict(task.files)
         for name, file in task.files.items():
             if file.path is None:
                 continue
             path = Path(folder) / file.path
             try:
-                reference = self.put_blob(path)
+                reference = known.get(str(path)) or self.put_blob(path)
+                known[str(path)] = reference
                 executable = path.stat().st_mode & stat.S_IXUSR != 0 if file.executable is None else file.executable
             except InputError as error:
                 raise error.within(f"files.{name}") from None
@@ -90,6 +141,36 @@ class KolejkaClient(ServerClient):
         headers = {IDEMPOTENCY_KEY: key or uuid.uuid4().hex}
         return self.transport.request("POST", "/tasks", json=parsed.to_json(), headers=headers).object()
 
+    def put_specs(self, tasks: Sequence[Task], *, key: str | None = None) -> list[dict[str, Any]]:
+        """Put up to 10 000 tasks whose files are blobs or inline in one call: all of them, or none; in order.
+
+        InputError names the place of the task that was refused: ``tasks[17].queue``. The same ``key`` puts the same
+        tasks once.
+        """
+        headers = {IDEMPOTENCY_KEY: key or uuid.uuid4().hex}
+        body = {"tasks": [task.to_json() for task in tasks]}
+        timeout_s = self.settings.timeout + len(tasks) / BULK_PACE
+        answer = self.transport.request("POST", "/tasks/bulk", json=body, headers=headers, timeout=timeout_s).object()
+        with self.transport.understanding():
+            return [dict(task) for task in answer["tasks"]]
+
+    def put_many(self, tasks: Iterable[tuple[str, Task]]) -> Iterator[dict[str, Any]]:
+        """Put tasks, each with a word for where it comes from, in as few calls as there can be; the server's tasks.
+
+        They are read as they are sent, so there may be very many. Each call puts all of its tasks or none; an
+        InputError names where the refused one comes from, and what was put before it stays.
+        """
+        for piece in _pieces(tasks):
+            try:
+                yield from self.put_specs([task for _, task in piece])
+            except InputError as error:
+                match = re.match(r"tasks\[([0-9]{1,6})\]\.?", error.field or "")
+                if match is None or int(match[1]) >= len(piece):
+                    raise
+                rest = (error.field or "")[match.end() :]
+                found = type(error)(error.message, field=rest or None, code=error.code)
+                raise found.within(piece[int(match[1])][0]) from None
+
     def task(self, id: str) -> dict[str, Any]:
         """One task with its spec and its attempts."""
         return self.transport.request("GET", f"/tasks/{quoted(id)}").object()
@@ -107,12 +188,15 @@ class KolejkaClient(ServerClient):
         """Tasks, newest first, at most ``limit``; the server is asked page by page."""
         words: dict[str, Any] = {"state": state, "queue": queue, "name": name, "owner": owner}
         words["label"] = [f"{key}={value}" for key, value in labels.items()] or None
+        return self._pages("/tasks", "tasks", words, limit)
+
+    def _pages(self, path: str, name: str, words: Mapping[str, Any], limit: int | None) -> Iterator[dict[str, Any]]:
         left, cursor = limit, None
         while left is None or left > 0:
             size = PAGE if left is None else min(left, PAGE)
-            page = self.transport.request("GET", "/tasks", params={**words, "limit": size, "after": cursor}).object()
+            page = self.transport.request("GET", path, params={**words, "limit": size, "after": cursor}).object()
             with self.transport.understanding():
-                found: list[dict[str, Any]] = [dict(task) for task in page["tasks"]][:size]
+                found: list[dict[str, Any]] = [dict(item) for item in page[name]][:size]
                 following = page.get("next")
             yield from found
             if left is not None:
@@ -142,6 +226,11 @@ class KolejkaClient(ServerClient):
     def cancel(self, id: str) -> dict[str, Any]:
         """Cancel a task: a waiting one is done at once, a running one is killed on its node. Conflict when done."""
         return self.transport.request("POST", f"/tasks/{quoted(id)}/cancel").object()
+
+    def retry(self, id: str) -> dict[str, Any]:
+        """Put a done task once more, as a new task; that one. Conflict when it is not done."""
+        headers = {IDEMPOTENCY_KEY: uuid.uuid4().hex}
+        return self.transport.request("POST", f"/tasks/{quoted(id)}/retry", headers=headers).object()
 
     def delete(self, id: str) -> None:
         """Forget a task that is done, and its result. Conflict when it is not."""
@@ -236,6 +325,23 @@ class KolejkaClient(ServerClient):
         task = self.put_task(folder, limits=limits)
         return self.get_result(str(task["id"]), result_folder, wait=True, progress=progress)
 
+    def events(self, *, after: int | None = None, task: str | None = None) -> Iterator[dict[str, Any]]:
+        """What happens to tasks from now on (or behind the event ``after``), for as long as somebody asks.
+
+        Each event is a dictionary: ``event`` (waiting, running, done, cancelling, deleted; gap when some were
+        forgotten), ``id``, ``task``, ``at``, ``queue``, ``lease``, ``node``, ``outcome``. A connection that breaks is
+        made anew where it broke, as long as the transport is patient.
+        """
+        at = after
+        while True:
+            response = self.transport.request("GET", "/events", params={"after": at, "task": task}, stream=True)
+            with contextlib.suppress(Unavailable):  # it broke off; the next request is patient, or says why not
+                for what, number, data in read_events(response.chunks()):
+                    at = number if number is not None else at
+                    if what != "hello":
+                        yield {"event": what, "id": number, **data}
+            self.transport.pause(SHORT_POLL_S)
+
     def nodes(self) -> list[dict[str, Any]]:
         """All nodes."""
         return self._list("/nodes", "nodes")
@@ -243,6 +349,24 @@ class KolejkaClient(ServerClient):
     def node(self, name: str) -> dict[str, Any]:
         """One node."""
         return self.transport.request("GET", f"/nodes/{quoted(name)}").object()
+
+    def drain_node(self, name: str) -> dict[str, Any]:
+        """Ask a node to take no more tasks (for admins); the node."""
+        return self.transport.request("POST", f"/nodes/{quoted(name)}/drain").object()
+
+    def resume_node(self, name: str) -> dict[str, Any]:
+        """Ask a drained node to take tasks again (for admins); the node."""
+        return self.transport.request("POST", f"/nodes/{quoted(name)}/resume").object()
+
+    def audit(self, *, user: str | None = None, limit: int | None = None) -> Iterator[dict[str, Any]]:
+        """What admins did, newest first, at most ``limit`` acts (for admins and inspectors)."""
+        return self._pages("/audit", "acts", {"user": user}, limit)
+
+    def make_callback_secret(self) -> str:
+        """Make the key that signs one's callbacks, in place of any earlier. It is shown this once."""
+        answer = self.transport.request("POST", "/callbacks/secret").object()
+        with self.transport.understanding():
+            return str(answer["secret"])
 
     def queues(self) -> list[dict[str, Any]]:
         """All queues."""
@@ -261,10 +385,15 @@ class KolejkaClient(ServerClient):
         return self._list("/tokens", "tokens")
 
     def create_token(
-        self, user: str, *, role: str | None = None, name: str | None = None, expires_s: float | None = None
-    ) -> dict[str, Any]:
-        """Make a token for ``user`` (for admins). Its ``token`` is shown this once and never again."""
-        words = {"user": user, "role": role, "name": name, "expires_s": expires_s}
+        self, user: str, *, role: str | None = None, name: str | None = None, expires_s: float | None = None,
+        queues: Sequence[str] = (), read_only: bool = False,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Make a token for ``user`` (for admins). Its ``token`` is shown this once and never again.
+
+        ``queues`` and ``read_only`` narrow it: to tasks of these queues, to reading.
+        """
+        scope = {**({"queues": list(queues)} if queues else {}), **({"read_only": True} if read_only else {})}
+        words = {"user": user, "role": role, "name": name, "expires_s": expires_s, "scope": scope or None}
         body = {key: value for key, value in words.items() if value is not None}
         return self.transport.request("POST", "/tokens", json=body).object()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from kolejka.client.base import ServerClient
 from kolejka.client.transport import quoted
@@ -18,6 +18,9 @@ from kolejka.common.errors import InputError
 from kolejka.common.limits import Limits
 from kolejka.common.result import Result
 from kolejka.common.task import Task
+
+DRAIN: Final = "drain"
+"""what an admin may ask of a node: to take no more tasks"""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Claimed:
     """leases whose tasks were cancelled: kill them and send their results"""
     heartbeat_s: float = 60.0
     """a node silent for so long has lost its attempts"""
+    asked: str | None = None
+    """what an admin asks of the node: DRAIN, or (as far as a claim tells) nothing"""
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,20 @@ class Beat:
     """leases that were overtaken: kill them and throw their results away"""
     cancel: frozenset[int] = field(default_factory=frozenset)
     heartbeat_s: float = 60.0
+    asked: str | None = None
+    """what an admin asks of the node: DRAIN or nothing"""
 
 
 class NodeClient(ServerClient):
-    """The node's side of one server. Safe to use from several threads."""
+    """The node's side of one server. Safe to use from several threads.
+
+    ``instance`` is 32 hexadecimal digits that tell this foreman from another of the same name; ``None`` = not told.
+    """
+
+    instance: str | None = None
+
+    def _words(self, words: dict[str, Any]) -> dict[str, Any]:
+        return words if self.instance is None else {**words, "instance": self.instance}
 
     def claim(
         self,
@@ -81,6 +96,7 @@ class NodeClient(ServerClient):
             "node": node, "tags": list(tags), "capacity": _plain(capacity), "total": _plain(total), "slots": slots,
             "queues": list(queues), "wait": wait_s, "idle": idle,
         }  # fmt: skip
+        words = self._words(words)
         timeout_s = wait_s + self.settings.timeout
         answer = self.transport.request("POST", "/claims", json=words, timeout=timeout_s, patience=0.0).object()
         with self.transport.understanding():
@@ -88,6 +104,7 @@ class NodeClient(ServerClient):
                 tuple(_attempt(data) for data in answer["attempts"]),
                 frozenset(map(int, answer.get("cancel", []))),
                 float(answer.get("heartbeat_s", 60.0)),
+                answer.get("asked"),
             )
 
     def heartbeat(
@@ -105,12 +122,13 @@ class NodeClient(ServerClient):
             "node": node, "tags": list(tags), "capacity": _plain(capacity), "total": _plain(total),
             "leases": list(leases), "state": state,
         }  # fmt: skip
-        answer = self.transport.request("POST", "/heartbeats", json=words, patience=0.0).object()
+        answer = self.transport.request("POST", "/heartbeats", json=self._words(words), patience=0.0).object()
         with self.transport.understanding():
             return Beat(
                 frozenset(map(int, answer["lost"])),
                 frozenset(map(int, answer.get("cancel", []))),
                 float(answer.get("heartbeat_s", 60.0)),
+                answer.get("asked"),
             )
 
     def put_result(self, lease: int, result: Result, *, patience_s: float | None = None) -> dict[str, Any]:

@@ -294,13 +294,28 @@ class Task:
         InputError names the file, the field and the cure.
         """
         folder = Path(folder)
-        if not folder.is_dir():
-            raise InputError(f"there is no such folder; a task is a folder with a {TASK_FILE}", field=str(folder))
+        cls.check_folder(folder)
         spec = folder / TASK_FILE
         try:
-            task = cls.parse(read_json(spec))
+            data = read_json(spec)
         except InputError as error:
             raise error if error.field == str(spec) else error.within(str(spec)) from None
+        return cls.of_folder(data, folder)
+
+    @staticmethod
+    def check_folder(folder: Path) -> None:
+        """InputError when there is no such folder."""
+        if not folder.is_dir():
+            raise InputError(f"there is no such folder; a task is a folder with a {TASK_FILE}", field=str(folder))
+
+    @classmethod
+    def of_folder(cls, data: object, folder: Path) -> Task:
+        """Read a task's JSON whose local files lie in ``folder``, and check them. Errors as ``load``."""
+        spec = folder / TASK_FILE
+        try:
+            task = cls.parse(data)
+        except InputError as error:
+            raise error.within(str(spec)) from None
         root = folder.resolve()
         for name, file in task.files.items():
             if file.path is None:

@@ -10,7 +10,9 @@ for tasks, ``pulse`` the heartbeat, ``changed`` whoever waits for anything else,
 ::
 
     node:   ACTIVE ──drain──▶ DRAINING ──stop──▶ STOPPED      no way back: a drained foreman ends
-               └──a task that cannot be killed──▶ QUARANTINED ──drain, stop──▶   (an administrator looks, then restarts)
+             │ ▲└──a task that cannot be killed──▶ QUARANTINED ──drain, stop──▶  (an administrator looks, then restarts)
+             ▼ │
+            HELD     an admin asked the server to let the node take no more tasks, and may ask otherwise
 
 Whoever wants an attempt ended before its time says why by a ``Verdict``; the thread that runs it reads the verdict when
 the payload is gone. A lost lease outweighs the others: nothing of it may reach the server.
@@ -37,9 +39,10 @@ def seconds() -> float:
 
 
 class NodeState(enum.StrEnum):
-    """What the node says of itself in heartbeats; ``STOPPED`` is said to nobody."""
+    """What the node says of itself in heartbeats; for ``HELD`` and ``STOPPED`` it says that it drains."""
 
     ACTIVE = "active"
+    HELD = "held"
     DRAINING = "draining"
     QUARANTINED = "quarantined"
     STOPPED = "stopped"
@@ -73,7 +76,8 @@ class Running:
 
 
 _NEXT: Final = {
-    NodeState.ACTIVE: {NodeState.DRAINING, NodeState.QUARANTINED, NodeState.STOPPED},
+    NodeState.ACTIVE: {NodeState.HELD, NodeState.DRAINING, NodeState.QUARANTINED, NodeState.STOPPED},
+    NodeState.HELD: {NodeState.ACTIVE, NodeState.DRAINING, NodeState.QUARANTINED, NodeState.STOPPED},
     NodeState.QUARANTINED: {NodeState.DRAINING, NodeState.STOPPED},
     NodeState.DRAINING: {NodeState.STOPPED},
     NodeState.STOPPED: set[NodeState](),

@@ -119,7 +119,10 @@ class Claims:
     def _next(self) -> Request | None:
         """Wait until a request is due; ``None`` when the node takes no more tasks."""
         with self._board.room:
-            while self._board.state is NodeState.ACTIVE:
+            while self._board.state in {NodeState.ACTIVE, NodeState.HELD}:
+                if self._board.state is NodeState.HELD:
+                    self._board.room.wait()
+                    continue
                 now = seconds()
                 pause = self._due(now)
                 if pause == 0:

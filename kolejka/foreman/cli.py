@@ -23,7 +23,7 @@ from kolejka.cli.options import main, refuse_options_before, settings_options
 from kolejka.common import systemd
 from kolejka.common.settings import ClientSettings, ForemanSettings, WorkerSettings
 from kolejka.foreman.daemon import Foreman
-from kolejka.foreman.leftovers import locked
+from kolejka.foreman.leftovers import instance, locked
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ def build(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSettin
     from kolejka.worker.pool import Pool
 
     server = NodeClient(dataclasses.replace(client, patience=min(client.patience, PATIENCE_S)))
+    server.instance = instance(foreman.data)
     machine = detect(worker.data)
     offered = offer(machine, foreman.capacity, foreman.slots)
     tags = all_tags(automatic_tags(machine, working_runtimes(worker)), foreman.tags)

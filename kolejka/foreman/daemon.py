@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from kolejka.client.node import Attempt, Beat, Claimed
+from kolejka.client.node import DRAIN, Attempt, Beat, Claimed
 from kolejka.common.errors import InputError, KolejkaError, NotAllowed
 from kolejka.common.limits import LIMITS, Limits
 from kolejka.common.result import Result
@@ -117,6 +117,8 @@ class Foreman:
         self._failure: BaseException | None = None
         self._joined: list[threading.Thread] = []
         """the threads that must have ended before the foreman has"""
+        self._unheard = 0
+        """beats before the server knows that this node takes tasks"""
         self._finished = threading.Event()
         data = settings.data
         self._blobs = BlobCache(data / "blobs", settings.cache)
@@ -125,7 +127,7 @@ class Foreman:
         self._couriers = Couriers(self.board, self._spool, server, self.pulse)
         self._claims = Claims(
             self.board, self, wait_s=min(settings.wait, 30.0), spawn=self._spawn,
-            known=lambda: self.pulse.beats > 0,
+            known=lambda: self.pulse.beats > self._unheard,
         )  # fmt: skip
         self._slots = Slots(
             self.board, pool, folder=data / "running", blobs=self._blobs, spool=self._spool, couriers=self._couriers,
@@ -207,10 +209,13 @@ class Foreman:
 
     def ask(self, free: Free, wait_s: float) -> Claimed:
         """Send one request for tasks."""
-        return self._server.claim(
+        answer = self._server.claim(
             self.settings.name, capacity=free.limits, total=self.board.offer.total, slots=free.slots, tags=self._tags,
             queues=self.settings.queues, wait_s=wait_s, idle=free.idle,
         )  # fmt: skip
+        if answer.asked == DRAIN:
+            self._hold()
+        return answer
 
     def wish(self, attempt: Attempt) -> Wish:
         """What an attempt wants here, under this node's ceilings."""
@@ -245,10 +250,24 @@ class Foreman:
     def _beat(self) -> Beat:
         free = self.board.free()
         state = self.board.state
-        return self._server.heartbeat(
+        answer = self._server.heartbeat(
             self.settings.name, leases=self.board.leases(), capacity=free.limits, total=self.board.offer.total,
-            tags=self._tags, state=str(NodeState.DRAINING if state is NodeState.STOPPED else state),
+            tags=self._tags,
+            state=str(NodeState.DRAINING if state in {NodeState.HELD, NodeState.STOPPED} else state),
         )  # fmt: skip
+        if answer.asked == DRAIN:
+            self._hold()
+        elif self.board.state is NodeState.HELD:
+            self._unheard = self.pulse.beats + 1  # this beat still said that it drains
+            if self.board.move(NodeState.ACTIVE):
+                logger.info("node takes tasks again, as an admin asks")
+                self.pulse.now()
+        return answer
+
+    def _hold(self) -> None:
+        if self.board.move(NodeState.HELD):
+            logger.info("node takes no more tasks, as an admin asks", extra={"running": len(self.board.running())})
+            self.pulse.now()
 
     def _quarantine(self, reason: str) -> None:
         if self.board.move(NodeState.QUARANTINED):

@@ -12,6 +12,8 @@ import fcntl
 import json
 import logging
 import os
+import re
+import secrets
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,6 +71,22 @@ def locked(data: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def instance(data: Path) -> str:
+    """What tells the foreman of this data folder from any other: random at its first start, the same ever after."""
+    path = data / "instance.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # the first start, or one that a crash cut short
+        known = None
+    if not isinstance(known, str) or not re.fullmatch("[0-9a-f]{32}", known):
+        known = secrets.token_hex(16)
+        try:
+            write_json(path, known, durable=True)
+        except OSError as error:
+            raise NodeError(f"{path} cannot be written: {error.strerror}", field="foreman.data") from None
+    return known
 
 
 def clean(data: Path, finished: Collection[int] = ()) -> list[Leftover]:

@@ -106,6 +106,7 @@ class FakeServer:
         self.beats: list[dict[str, Any]] = []
         self.claims: list[dict[str, Any]] = []
         self.puts: list[str] = []
+        self.asked: str | None = None
         self.down = False
         self.error: KolejkaError | None = None
         self.refuse_beat: KolejkaError | None = None
@@ -131,6 +132,12 @@ class FakeServer:
             self.cancelled.add(lease)
             self.changed.notify_all()
 
+    def ask(self, asked: str | None) -> None:
+        """What an admin asks of the node from now on."""
+        with self.changed:
+            self.asked = asked
+            self.changed.notify_all()
+
     def set_down(self, down: bool) -> None:
         with self.changed:
             self.down = down
@@ -150,12 +157,14 @@ class FakeServer:
                 return [] if self.down or self.closed else self._fitting(capacity, slots, idle)
 
             def over() -> object:
-                overtaken = self.claims[-1] is not claim
+                overtaken = self.claims[-1] is not claim or self.asked is not None
                 return overtaken or self.down or self.closed or self.cancelled.difference(self.results)
 
             self.changed.wait_for(lambda: over() or ready(), wait_s)
             if self.claims[-1] is not claim:
                 return Claimed(heartbeat_s=self.heartbeat_s)
+            if self.asked is not None:
+                return Claimed(heartbeat_s=self.heartbeat_s, asked=self.asked)
             self._check()
             found = ready()
             attempts = []
@@ -193,8 +202,9 @@ class FakeServer:
             self.beats.append({"leases": held, "state": state, "capacity": capacity})
             self.changed.notify_all()
             return Beat(
-                frozenset(self.lost.intersection(held)), frozenset(self.cancelled.intersection(held)), self.heartbeat_s
-            )
+                frozenset(self.lost.intersection(held)), frozenset(self.cancelled.intersection(held)), self.heartbeat_s,
+                self.asked,
+            )  # fmt: skip
 
     def put_result(self, lease: int, result: Result) -> dict[str, Any]:
         with self.changed:

@@ -80,6 +80,16 @@ def test_a_heartbeat_says_its_leases_and_hears_which_are_lost(stub: Stub, node: 
     assert json.loads(stub.asked[-1].body)["state"] == "draining"
 
 
+def test_a_node_tells_its_instance_and_hears_what_is_asked(stub: Stub, node: NodeClient) -> None:
+    node.instance = "a" * 32
+    stub.fault("POST", "/heartbeats", status(200, {"lost": [], "asked": "drain"}))
+    assert node.heartbeat("n1", leases=[], capacity={}, total={}).asked == "drain"
+    assert json.loads(stub.asked[-1].body)["instance"] == "a" * 32
+    stub.fault("POST", "/claims", status(200, {"attempts": [], "asked": "drain"}))
+    assert claim(node).asked == "drain"
+    assert json.loads(stub.asked[-1].body)["instance"] == "a" * 32
+
+
 def test_claims_and_heartbeats_are_not_repeated(stub: Stub, node: NodeClient) -> None:
     node.whoami()
     for path in ("/claims", "/heartbeats"):

@@ -676,3 +676,38 @@ def test_many_tasks_on_few_slots_all_end_once(world: World) -> None:
     world.start(offer_of(4))
     results = world.results(200)
     assert sorted(result.id or "" for result in results.values()) == sorted(f"t{number}" for number in range(200))
+
+
+def test_a_node_that_is_asked_to_drain_finishes_takes_nothing_and_comes_back_when_asked(world: World) -> None:
+    world.server.put(task("a"))
+    foreman = world.start()
+    world.jobs(1)
+    world.server.ask("drain")
+    wait_until(lambda: foreman.board.state is NodeState.HELD)
+    wait_until(lambda: world.server.beats[-1]["state"] == "draining")
+    world.server.put(task("b"))
+    world.pool.finish()
+    world.results(1)
+    assert len(world.pool.started) == 1
+    assert not foreman.wait_finished(0), "it stays, so that it can be asked to resume"
+    world.server.ask(None)
+    foreman.pulse.now()
+    wait_until(lambda: world.server.beats[-1]["state"] == "active")
+    world.jobs(2)
+    world.pool.finish()
+    world.results(2)
+
+
+def test_a_node_that_is_held_still_ends_when_it_is_told_to(world: World) -> None:
+    foreman = world.start()
+    world.server.ask("drain")
+    wait_until(lambda: foreman.board.state is NodeState.HELD)
+    foreman.drain()
+    assert foreman.wait_finished(30)
+
+
+def test_a_data_folder_keeps_its_instance_and_another_has_another(tmp_path: Path) -> None:
+    first = leftovers.instance(tmp_path)
+    assert leftovers.instance(tmp_path) == first
+    (tmp_path / "instance.json").write_text("{broken")
+    assert leftovers.instance(tmp_path) != first

@@ -1,9 +1,10 @@
-"""``login``, ``whoami``, ``token``, ``user``: who may do what."""
+"""``login``, ``whoami``, ``token``, ``user``, ``audit``, ``callback``: who may do what, and who did."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -20,9 +21,19 @@ ROLES = ("client", "node", "inspector", "admin")
 ROLE = click.Choice(ROLES)
 TOKEN_COLUMNS = (
     ("ID", field("id")), ("USER", field("user")), ("ROLE", field("role")), ("NAME", field("name")),
-    ("MADE", moment("created_at")), ("EXPIRES", moment("expires_at")),
+    ("MADE", moment("created_at")), ("EXPIRES", moment("expires_at")), ("SCOPE", lambda token: _scope(token)),
+)  # fmt: skip
+AUDIT_COLUMNS = (
+    ("AT", moment("at")), ("USER", field("user")), ("TOKEN", field("token")), ("ACT", field("act")),
+    ("TARGET", field("target")),
+    ("DETAIL", lambda act: " ".join(f"{key}={value}" for key, value in dict(act.get("detail") or {}).items())),
 )  # fmt: skip
 USER_COLUMNS = (("NAME", field("name")), ("ROLE", field("role")))
+
+
+def _scope(token: Mapping[str, Any]) -> str:
+    scope = dict(token.get("scope") or {})
+    return " ".join([*scope.get("queues", []), *(["read-only"] if scope.get("read_only") else [])])
 
 
 @click.command()
@@ -75,18 +86,24 @@ def token() -> None:
 @click.option("--role", type=ROLE, help="what it may do; at most what the user may [default: the user's role]")
 @click.option("--name", metavar="TEXT", help="what it is for, to know it again in the list")
 @click.option("--expires", metavar="TIME", help="after how long it ends, such as 12h or 90d [default: never]")
+@click.option("--queue", "queues", metavar="NAME", multiple=True, help="narrow it to tasks of this queue (repeatable)")
+@click.option("--read-only", is_flag=True, help="narrow it to reading")
 @click.option("--json", "as_json", is_flag=True, help="print JSON, for programs")
 @connected
 def create_token(
-    client: KolejkaClient, *, user: str, role: str | None, name: str | None, expires: str | None, as_json: bool
-) -> None:
+    client: KolejkaClient, *, user: str, role: str | None, name: str | None, expires: str | None,
+    queues: Sequence[str], read_only: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Make a token and print it. It is shown this once and cannot be shown again.
 
     \b
-    Example: a token for the foreman of a node
+    Examples: a token for the foreman of a node; one for a page that shows the tasks of one queue
       kolejka-client token create --user node1 --role node > node.token
+      kolejka-client token create --user web --queue exams --read-only --expires 90d
     """
-    made = client.create_token(user, role=role, name=name, expires_s=seconds("--expires", expires))
+    made = client.create_token(
+        user, role=role, name=name, expires_s=seconds("--expires", expires), queues=queues, read_only=read_only
+    )
     if as_json:
         Output(as_json=True).thing(made, key="token")
     else:
@@ -131,3 +148,29 @@ def create_user(client: KolejkaClient, name: str, *, role: str, output: Output) 
 def list_users(client: KolejkaClient, output: Output) -> None:
     """List all users."""
     output.listing(client.users(), USER_COLUMNS, key="name")
+
+
+@click.command()
+@click.option("--user", metavar="NAME", help="only what this user did")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="how many at most")
+@printed
+@connected
+def audit(client: KolejkaClient, *, user: str | None, limit: int, output: Output) -> None:
+    """List what admins did, newest first (for admins and inspectors)."""
+    output.listing(client.audit(user=user, limit=limit), AUDIT_COLUMNS, key="id")
+
+
+@click.group()
+def callback() -> None:
+    """Be called back when a task is done: its "callback_url" names the address."""
+
+
+@callback.command("secret")
+@connected
+def secret(client: KolejkaClient) -> None:
+    """Make the key that signs your callbacks and print it; any earlier one ends. It is shown this once.
+
+    Each callback has the headers Kolejka-Timestamp and Kolejka-Signature. The signature is `sha256=` and the
+    HMAC-SHA256, under this key, of the timestamp, a dot and the body.
+    """
+    click.echo(printable(client.make_callback_secret()))

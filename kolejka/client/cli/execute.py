@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
-from kolejka.cli.exits import INTERRUPTED, exit_status
+from kolejka.cli.exits import INTERRUPTED, TERMINATED, exit_status
 from kolejka.cli.options import limit_options
 from kolejka.client.cli.connection import connected
 from kolejka.client.cli.progress import Watch, conclude
@@ -34,7 +37,8 @@ def execute(
     130 when it was cancelled, 125 when the server or the node failed. Limits given here and limits of the task merge:
     the stricter holds.
 
-    Ctrl-C asks once whether to cancel the task (without a terminal it cancels at once) and exits with 130.
+    Ctrl-C asks once whether to cancel the task (without a terminal it cancels at once) and exits with 130. SIGTERM
+    cancels it without a question and exits with 143.
 
     \b
     Examples:
@@ -44,25 +48,44 @@ def execute(
     check_result_folder(result_path)
     task_id = ""
     try:
-        with Watch(quiet=quiet) as watch:
+        with _terminable(), Watch(quiet=quiet) as watch:
             watch.say("putting the task")
             task_id = str(client.put_task(task_path, limits=limits)["id"])
             watch.say(f"task {task_id} is put")
             result = client.get_result(task_id, result_path, wait=True, progress=watch.listener)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if task_id:
-            _interrupted(client, task_id)
-        return INTERRUPTED
+            _interrupted(client, task_id, asks=not isinstance(interrupt, _Terminated))
+        return TERMINATED if isinstance(interrupt, _Terminated) else INTERRUPTED
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=2))
     conclude(task_id, result, quiet=quiet)
     return exit_status(result)
 
 
-def _interrupted(client: KolejkaClient, task_id: str) -> None:
-    """Cancel the task, unless a person at a terminal would rather have it run on."""
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Within, SIGTERM raises _Terminated, once: a second one ends the process as ever."""
+
+    def terminate(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, before)
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
-        if sys.stdin.isatty() and sys.stderr.isatty():
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupted(client: KolejkaClient, task_id: str, *, asks: bool) -> None:
+    """Cancel the task, unless a person at a terminal, who is asked, would rather have it run on."""
+    try:
+        if asks and sys.stdin.isatty() and sys.stderr.isatty():
             try:
                 cancel = click.confirm(f"\ncancel task {task_id}?", default=True, err=True)
             except click.Abort:  # a second Ctrl-C: no more questions

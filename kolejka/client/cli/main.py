@@ -7,7 +7,7 @@ from typing import NoReturn
 import click
 
 from kolejka.cli.options import main
-from kolejka.client.cli import access, blobs, completion, doctor, execute, nodes, queues, results, tasks
+from kolejka.client.cli import access, blobs, completion, doctor, events, execute, nodes, queues, results, tasks
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -36,6 +36,9 @@ command.add_command(access.login)
 command.add_command(access.whoami)
 command.add_command(access.token)
 command.add_command(access.user)
+command.add_command(access.audit)
+command.add_command(access.callback)
+command.add_command(events.events)
 command.add_command(doctor.doctor)
 command.add_command(completion.completion)
 

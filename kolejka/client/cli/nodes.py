@@ -1,6 +1,8 @@
-"""``node``: list, show."""
+"""``node``: list, show, drain, resume."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import click
 
@@ -11,7 +13,7 @@ from kolejka.client.client import KolejkaClient
 COLUMNS = (
     ("NAME", field("name")),
     ("STATE", field("state")),
-    ("RUNNING", lambda node: len(node.get("running") or [])),
+    ("RUNNING", field("busy")),
     ("FREE", lambda node: limits_in_words(node.get("capacity") or {})),
     ("SEEN", moment("last_seen")),
 )
@@ -19,7 +21,7 @@ COLUMNS = (
 
 @click.group()
 def node() -> None:
-    """See the nodes that run tasks."""
+    """See the nodes that run tasks, and let them rest."""
 
 
 @node.command("list")
@@ -37,3 +39,25 @@ def list_nodes(client: KolejkaClient, output: Output) -> None:
 def show(client: KolejkaClient, name: str, output: Output) -> None:
     """Show a node: its tags, its capacity, the tasks it runs."""
     output.thing(client.node(name), key="name")
+
+
+@node.command("drain")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@printed
+@connected
+def drain(client: KolejkaClient, names: Sequence[str], output: Output) -> None:
+    """Ask nodes to take no more tasks (for admins). What runs there ends by itself.
+
+    The foreman stays and says so; `node resume` lets it go on. A node that is quarantined could not kill a payload:
+    its administrator looks, and restarts its foreman.
+    """
+    output.listing([client.drain_node(name) for name in names], COLUMNS, key="name")
+
+
+@node.command("resume")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@printed
+@connected
+def resume(client: KolejkaClient, names: Sequence[str], output: Output) -> None:
+    """Ask drained nodes to take tasks again (for admins)."""
+    output.listing([client.resume_node(name) for name in names], COLUMNS, key="name")
