@@ -21,6 +21,7 @@ from hypothesis import settings
 
 from tests.neighbours import leaks, needs
 from tests.neighbours.docker import IMAGES, Docker
+from tests.neighbours.postgres import Postgres
 from tests.neighbours.rootfs import write_busybox_tar
 
 # A machine that is busy with other things is slow, not wrong.
@@ -132,6 +133,19 @@ def docker(request: pytest.FixtureRequest) -> Iterator[Docker]:
 def docker_url(docker: Docker) -> str:
     """The address of the private Docker daemon, as settings and ``DOCKER_HOST`` have it."""
     return docker.url
+
+
+@pytest.fixture(scope="session")
+def postgres(request: pytest.FixtureRequest) -> Iterator[Postgres]:
+    """A PostgreSQL for everybody; a test makes a database of its own in it, and does not stop it."""
+    reason = needs.lacking("postgres")
+    if reason:
+        _lack(request.config, "postgres", reason)
+    server = Postgres()
+    try:
+        yield server.start()
+    finally:
+        server.stop()
 
 
 @pytest.fixture

@@ -265,6 +265,11 @@ class ServerSettings(Section, section="server"):
     host: str = setting("127.0.0.1", "address to listen on", kind="text")
     port: int = setting(8642, "port to listen on; 0 = any free one", kind="count")
     data: Path = setting(_data_home("server"), "folder of database, blobs and the admin's token", kind="path")
+    database: str = setting(
+        "", "address of the PostgreSQL database, such as postgresql://kolejka@localhost/kolejka; absent = an embedded "
+        "one in the data folder", kind="text", secret=True,
+    )  # fmt: skip
+    processes: int = setting(1, "processes that serve; more than one only with a PostgreSQL database", kind="count")
     certificate: str = setting("", "file with the TLS certificate chain; absent = plain HTTP", kind="text")
     key: str = setting("", "file with the TLS certificate's key", kind="text")
     heartbeat: float = setting(60.0, "a node silent for so long has lost its attempts", kind="time")

@@ -18,10 +18,9 @@ from kolejka.server.rates import Rates
 from kolejka.server.scheduling.claims import Classes, Moment, Rules
 from kolejka.server.storage.base import Announcement, Store
 from kolejka.server.storage.blob_folder import BlobFolder
-from kolejka.server.storage.sqlite import SqliteStore
+from kolejka.server.storage.database import Database
 from kolejka.server.wakes import Wakes
 
-DATABASE: Final = "kolejka.sqlite"
 BLOBS: Final = "blobs"
 
 Clock = Callable[[], float]
@@ -82,7 +81,7 @@ def open_deps(settings: ServerSettings, *, clock: Clock = time.time, steady: Clo
     """Open the data folder of a server that was prepared (``prepare.prepare``)."""
     wakes = Wakes()
     bridge = Bridge(wakes)
-    store = SqliteStore(Path(settings.data) / DATABASE, bridge)
+    store = Database.of(settings).open(bridge)
     blobs = BlobFolder(Path(settings.data) / BLOBS)
     doorkeeper = Doorkeeper(store, clock)
     wakes.access_changed = doorkeeper.forget

@@ -1,4 +1,5 @@
-"""Making a data folder ready: one server at a time, the newest schema, an admin who can come in.
+"""Making a data folder ready: the newest schema, an admin who can come in; one server at a time, unless it keeps its
+database elsewhere.
 
 All of this happens before the first request, in the process that starts the server, so that what is wrong is one line
 on its standard error.
@@ -17,17 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from kolejka.common.errors import InputError, NodeError
+from kolejka.common.errors import Conflict, InputError, NodeError
 from kolejka.common.files import read_json, replacing, sync_folder, write_json
 from kolejka.common.settings import ServerSettings
 from kolejka.server.auth.roles import Role
 from kolejka.server.auth.tokens import issue
 from kolejka.server.calling import Hosts
-from kolejka.server.deps import BLOBS, DATABASE
+from kolejka.server.deps import BLOBS
 from kolejka.server.storage import users
 from kolejka.server.storage.base import Connection
 from kolejka.server.storage.blob_folder import BlobFolder
-from kolejka.server.storage.sqlite import SqliteStore, migrate
+from kolejka.server.storage.database import Database
 
 ADMIN: Final = "admin"
 ADMIN_TOKEN: Final = "admin.token"
@@ -47,10 +48,11 @@ class Prepared:
 
 
 def prepare(settings: ServerSettings, *, patience_s: float = _LOCK_PATIENCE_S) -> Prepared:
-    """Lock the folder, migrate its database, and give an empty one its admin.
+    """Lock the folder, migrate the database, and give an empty one its admin.
 
-    NodeError when another server uses it, or it cannot be used at all.
+    NodeError when another server uses it and the database is an embedded one, or it cannot be used at all.
     """
+    database = Database.of(settings)
     data = Path(settings.data)
     try:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -58,18 +60,31 @@ def prepare(settings: ServerSettings, *, patience_s: float = _LOCK_PATIENCE_S) -
         lock = os.open(data / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise NodeError(f"cannot be used as the server's folder: {error.strerror}", field=str(data)) from None
-    _take(lock, data, patience_s)
-    steps = migrate(data / DATABASE)
-    os.chmod(data / DATABASE, 0o600)
-    BlobFolder(data / BLOBS).sweep()
+    alone = _take(lock, data, 0 if database.shared else patience_s, shared=database.shared)
+    steps = database.migrate()
+    if alone:
+        BlobFolder(data / BLOBS).sweep()
+    if database.shared:
+        fcntl.flock(lock, fcntl.LOCK_SH)
     return Prepared(lock, tuple(steps), _first_admin(settings))
 
 
 def check_settings(settings: ServerSettings) -> None:
     """Whether a server could serve under these settings. InputError, NodeError when it could not."""
+    _check_processes(settings)
     _check_tls(settings)
     Hosts.parse(settings.callback_hosts)
     _check_address(settings)
+
+
+def _check_processes(settings: ServerSettings) -> None:
+    if settings.processes < 1:
+        raise InputError("a server has at least one process", field="--processes")
+    if settings.processes > 1 and not Database.of(settings).shared:
+        raise InputError(
+            "the embedded database has one process; give server.database a PostgreSQL to have more",
+            field="--processes",
+        )
 
 
 def _check_tls(settings: ServerSettings) -> None:
@@ -95,7 +110,8 @@ def _check_address(settings: ServerSettings) -> None:
             ) from None
 
 
-def _take(lock: int, data: Path, patience_s: float) -> None:
+def _take(lock: int, data: Path, patience_s: float, *, shared: bool) -> bool:
+    """Take the lock for oneself; False when others have it and it may be ``shared``."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
@@ -104,11 +120,14 @@ def _take(lock: int, data: Path, patience_s: float) -> None:
             if time.monotonic() < deadline:
                 time.sleep(0.1)
                 continue
+            if shared:
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                return False
             os.close(lock)
             raise NodeError(
                 "another server uses this folder; stop it, or give --data another", field=str(data)
             ) from None
-        return
+        return True
 
 
 def _first_admin(settings: ServerSettings) -> Path | None:
@@ -122,7 +141,10 @@ def _first_admin(settings: ServerSettings) -> Path | None:
     def work(db: Connection) -> bool:
         if users.list_users(db):
             return False
-        users.add_user(db, ADMIN, Role.ADMIN.value, time.time())
+        try:
+            users.add_user(db, ADMIN, Role.ADMIN.value, time.time())
+        except Conflict:  # another server on the same database was faster
+            return False
         _, token, _ = issue(db, ADMIN, role=Role.ADMIN, name="made at the first start", now=time.time())
         with replacing(path, mode=0o600, durable=True) as sink:
             sink.write(token.encode() + b"\n")
@@ -132,8 +154,8 @@ def _first_admin(settings: ServerSettings) -> Path | None:
 
 
 def offline(settings: ServerSettings, work: Callable[[Connection], Any]) -> Any:
-    """Do one work on the database of a server that does not run (the caller holds its lock)."""
-    store = SqliteStore(Path(settings.data) / DATABASE)
+    """Do one work on the database of a server that does not run (the caller holds its lock), or that others share."""
+    store = Database.of(settings).open()
     try:
         return store.write(work).result()
     finally:
@@ -159,7 +181,7 @@ def running(settings: ServerSettings) -> dict[str, Any] | None:
     data = Path(settings.data)
     try:
         with open(data / _LOCK, "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return None
     except FileNotFoundError:
         return None

@@ -1,6 +1,7 @@
-"""The server as a process: gunicorn's arbiter, and one worker of its ``asgi`` kind.
+"""The server as processes: gunicorn's arbiter, and workers of its ``asgi`` kind.
 
-One, because the embedded database has one writer. The arbiter binds the socket (port 0: any free one), so the worker
+One worker where the database is embedded, since that has one writer; as many as the settings say on PostgreSQL. The
+arbiter binds the socket (port 0: any free one), so the worker
 that the kernel or a bug kills is replaced behind the same address. A worker dies with its arbiter, so a killed server
 never leaves half of itself behind.
 
@@ -109,7 +110,7 @@ class Server(BaseApplication):
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         words: dict[str, Any] = {
             "bind": f"{host}:{settings.port}",
-            "workers": 1,
+            "workers": settings.processes,
             "worker_class": Worker,
             "logger_class": Logger,
             "timeout": STALL_S,
@@ -141,7 +142,8 @@ class Server(BaseApplication):
     def _serving(self, worker: Any) -> None:
         """The application is loaded (in the worker); what connects from now on is answered."""
         announce(self._settings, self._url, worker.ppid)
-        self._ready(self._url)
+        if worker.age == 1:  # once is enough, however many serve
+            self._ready(self._url)
 
     def _left(self, _arbiter: Any) -> None:
         retract(self._settings, os.getpid())

