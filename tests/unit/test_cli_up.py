@@ -96,7 +96,7 @@ def test_everything_starts_in_order_is_announced_and_stops_in_order(system: Syst
     assert f"server    http://127.0.0.1:{system.port}" in said
     assert f"KOLEJKA_CLIENT_SERVER=http://127.0.0.1:{system.port}" in said
     assert f"KOLEJKA_CLIENT_TOKEN_FILE={system.data}/server/admin.token" in said
-    assert system.noted()[-2:] == ["client token with admin.token", "foreman started"]
+    wait_until(lambda: system.noted()[-2:] == ["client token with admin.token", "foreman started"])
     token = system.data / "up" / "node.token"
     assert token.read_text() == "klj_fake\n"
     assert token.stat().st_mode & 0o777 == 0o600
