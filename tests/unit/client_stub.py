@@ -174,6 +174,8 @@ class Handler(BaseHTTPRequestHandler):
         steps = asked.path.strip("/").split("/")
         if steps[0] == "blobs":
             self.blob(asked, steps[1])
+        elif asked.path == "/tasks/bulk" and asked.method == "POST":
+            self.put_tasks(asked)
         elif asked.path == "/tasks" and asked.method == "POST":
             self.put_task(asked)
         elif asked.path == "/tasks":
@@ -212,16 +214,23 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self.send(200, data, {"Content-Length": str(len(data))})
 
+    def put_tasks(self, asked: Asked) -> None:
+        key = asked.headers.get("Idempotency-Key", "")
+        specs = json.loads(asked.body)["tasks"]
+        self.json(201, {"tasks": [self.accept(spec, f"{key}-{place}") for place, spec in enumerate(specs)]})
+
     def put_task(self, asked: Asked) -> None:
         spec = json.loads(asked.body)
         key = asked.headers.get("Idempotency-Key", "")
-        if key in self.stub.keys:
-            self.json(201, self.stub.tasks[self.stub.keys[key]])
-            return
         for name, file in spec.get("files", {}).items():
             if "reference" in file and file["reference"] not in self.stub.blobs:
                 self.error(422, "blob_missing", "the server does not have it", f"files.{name}")
                 return
+        self.json(201, self.accept(spec, key))
+
+    def accept(self, spec: dict[str, Any], key: str) -> dict[str, Any]:
+        if key in self.stub.keys:
+            return self.stub.tasks[self.stub.keys[key]]
         task_id = f"01k9{len(self.stub.keys):04d}{18 * 'z'}"
         task = {
             "id": task_id, "state": "waiting", "owner": "ann", "queue": spec.get("queue", "default"), "priority": 0,
@@ -232,7 +241,7 @@ class Handler(BaseHTTPRequestHandler):
         self.stub.keys[key] = task_id
         if self.stub.runs is not None:
             self.stub.runs(self.stub, task_id)
-        self.json(201, task)
+        return task
 
     def one_task(self, asked: Asked, steps: list[str]) -> None:
         task = self.stub.tasks.get(steps[1])
