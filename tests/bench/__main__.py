@@ -34,7 +34,10 @@ from tests.neighbours.docker import Docker
 from tests.neighbours.rootfs import write_busybox_tar
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMITS = Limits.of(memory="64M", swap=0, pids=16, cpus=1, time="10s", network=False)
+LIMITS = Limits.of(
+    memory="64M", swap=0, pids=16, cpus=1, time="10s", network=False, storage="64M", workspace="64M", output="1M"
+)
+"""Everything that a task of a server is limited in, by its default limits."""
 Start = Callable[[], None]
 
 
