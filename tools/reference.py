@@ -210,6 +210,10 @@ def _figures() -> list[list[str]]:
         if figures is not None:
             names = [f"{group.name}.{f.name}" for f in dataclasses.fields(figures)]
             rows.append([_listed(names), (figures.__doc__ or "").strip().replace("``", "`")])
+        each = group.metadata.get("each")
+        if each is not None:
+            names = [f"{group.name}.<name>.{f.name}" for f in dataclasses.fields(each)]
+            rows.append([_listed(names), " ".join((each.__doc__ or "").replace("``", "`").split())])
     return rows
 
 

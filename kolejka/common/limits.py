@@ -109,7 +109,12 @@ LIMITS: Final[Mapping[str, Limit]] = MappingProxyType(
             Limit("output", Unit.SIZE, Share.EACH, "bytes of standard output and standard error together"),
             Limit("image", Unit.SIZE, Share.IMAGE, "size of the container image"),
             Limit("gpus", Unit.COUNT, Share.SPLIT, "GPUs the task has for itself", 0, 1024),
-            Limit("gpu_memory", Unit.SIZE, Share.EACH, "memory each of the GPUs must have"),
+            Limit(
+                "gpu_memory",
+                Unit.SIZE,
+                Share.EACH,
+                "memory the task may use on each of its GPUs; no GPU with less is given to it",
+            ),
         )
     }
 )

@@ -29,7 +29,7 @@ class Outcome(enum.StrEnum):
     ERROR = "error"
 
 
-LIMIT_VERDICTS: Final = ("memory", "time", "cpu_time", "output", "storage", "workspace")
+LIMIT_VERDICTS: Final = ("memory", "time", "cpu_time", "output", "storage", "workspace", "gpu_memory")
 """Limits that can end a task; the others only make a call of the program fail."""
 
 _NUMBERS: Final = {"type": "object"}

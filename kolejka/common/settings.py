@@ -341,6 +341,9 @@ class WorkerSettings(Section, section="worker"):
     docker: str = setting(
         "", "address of the container engine, such as unix:///run/docker.sock; absent = the environment's", kind="text"
     )
+    nvml: str = setting(
+        "libnvidia-ml.so.1", "NVIDIA's management library; where it cannot be loaded there are no GPUs", kind="text"
+    )
     first_uid: int = setting(2_000_000, "host user ids of payloads start here; each slot has its own", kind="uid")
 
 

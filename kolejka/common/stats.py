@@ -29,9 +29,12 @@ class _Figures:
         values: dict[str, Any] = {}
         for name, value in data.items():
             if name in known and value is not None:
-                nested = known[name].metadata.get("figures")
+                nested, each = (known[name].metadata.get(kind) for kind in ("figures", "each"))
                 try:
-                    values[name] = nested.parse(value) if nested else _number(value)
+                    if each:
+                        values[name] = _parse_each(each, value)
+                    else:
+                        values[name] = nested.parse(value) if nested else _number(value)
                 except InputError as error:
                     raise error.within(name, ".") from None
         return cls(**values)
@@ -43,6 +46,8 @@ class _Figures:
             value = getattr(self, f.name)
             if isinstance(value, _Figures):
                 value = value.to_json() or None
+            elif isinstance(value, Mapping):
+                value = {key: figures.to_json() for key, figures in value.items()} or None
             if value is not None:
                 data[f.name] = value
         return data
@@ -59,8 +64,25 @@ def _number(value: object) -> int | float:
     raise InputError(f"{str(value)[:60]!r} is not a figure")
 
 
+def _parse_each(figures: type[_Figures], data: object) -> dict[str, Any]:
+    if not isinstance(data, Mapping) or not all(isinstance(key, str) for key in data):
+        raise InputError("this should be an object of groups of figures")
+    found = {}
+    for key, value in data.items():
+        try:
+            found[key] = figures.parse(value)
+        except InputError as error:
+            raise error.within(str(key)[:60], ".") from None
+    return found
+
+
 def _group(figures: type[_Figures]) -> Any:
     return field(default_factory=figures, metadata={"figures": figures})
+
+
+def _each(figures: type[_Figures]) -> Any:
+    """A group of figures for each of several things, by their names."""
+    return field(default_factory=dict, metadata={"each": figures})
 
 
 @dataclass(frozen=True)
@@ -124,6 +146,18 @@ class PressureStats(_Figures):
 
 
 @dataclass(frozen=True)
+class GpuStats(_Figures):
+    """One GPU, seen at looks while the task ran, every 50 ms; what came and went between two looks is not in it.
+
+    ``max_usage`` is the most memory of the task's processes, in bytes; ``utilization`` the mean of the GPU's busy part.
+    """
+
+    max_usage: int | None = None
+    utilization: float | None = None
+    """from 0 to 1, of the whole GPU, which the task has for itself, as its driver samples it (1/6 s to 1 s)"""
+
+
+@dataclass(frozen=True)
 class Stats(_Figures):
     """Everything measured about one session. ``time`` is wall-clock seconds."""
 
@@ -133,3 +167,5 @@ class Stats(_Figures):
     pids: PidsStats = _group(PidsStats)
     io: IoStats = _group(IoStats)
     pressure: PressureStats = _group(PressureStats)
+    gpus: Mapping[str, GpuStats] = _each(GpuStats)
+    """by the GPU's UUID"""

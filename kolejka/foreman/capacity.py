@@ -2,7 +2,8 @@
 
 CPUs are those this process may run on (affinity, which a cpuset narrows). Memory is the machine's or the container's,
 whichever is less, minus a reserve for the system. Processes are half of what the kernel allows. Disk is what is free
-where tasks run, minus a reserve, divided between working folders and other writes. GPUs are NVIDIA's device files.
+where tasks run, minus a reserve, divided between working folders and other writes. GPUs are those that the driver's
+library names (``kolejka/worker/gpus.py``).
 
 All paths lie below a root, so that recorded machines can stand in for this one.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from typing import Final
 from kolejka.common.errors import InputError, NodeError
 from kolejka.common.limits import LIMITS, Limits, Share, Value
 from kolejka.foreman.pack import Cpu, Offer, choose_cpus
+from kolejka.worker.gpus import Gpu
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +36,6 @@ _MIB_BITS: Final = (1 << 20) - 1
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """One NVIDIA GPU: the number of its device file and the model, if the driver tells it."""
-
-    number: int
-    model: str | None
-
-
-@dataclass(frozen=True)
 class Machine:
     """What was found. ``limits`` are the amounts it has for tasks."""
 
@@ -50,8 +44,10 @@ class Machine:
     gpus: tuple[Gpu, ...] = ()
 
 
-def detect(disk: Path, *, root: Path = Path("/"), affinity: Iterable[int] | None = None) -> Machine:
-    """Look at the machine. ``disk`` is the folder whose file system holds the tasks.
+def detect(
+    disk: Path, gpus: Iterable[Gpu] = (), *, root: Path = Path("/"), affinity: Iterable[int] | None = None
+) -> Machine:
+    """Look at the machine. ``disk`` is the folder whose file system holds the tasks; ``gpus`` are those it has.
 
     NodeError when it has too little memory to run anything, or a kernel file is missing.
     """
@@ -59,7 +55,7 @@ def detect(disk: Path, *, root: Path = Path("/"), affinity: Iterable[int] | None
     cpus = tuple(_cpu(root, number) for number in numbers)
     memory, swap = _memory(root)
     disk_bytes = _disk(disk)
-    gpus = tuple(_gpus(root))
+    gpus = tuple(gpus)
     amounts: dict[str, Value] = {
         "cpus": len(cpus),
         "memory": memory,
@@ -85,7 +81,9 @@ def offer(machine: Machine, capacity: Limits, slots: int) -> Offer:
                 "the machine has less than the settings offer",
                 extra={"limit": name, "settings": wanted, "machine": have},
             )
-    total = machine.limits.merge(capacity)
+    gpus = _largest(machine.gpus, capacity.get("gpus"))
+    least = Limits({"gpu_memory": min(gpu.memory for gpu in gpus)} if gpus else {})
+    total = machine.limits.merge(capacity, least)
     for name in ("cpus", "memory", "pids"):
         if not total.get(name):
             raise InputError("a node that offers none of this can run nothing", field=f"foreman.capacity: {name}")
@@ -94,7 +92,16 @@ def offer(machine: Machine, capacity: Limits, slots: int) -> Offer:
     cpus = tuple(cpu for cpu in machine.cpus if cpu.number in numbers)
     if slots > 65536:
         raise InputError(f"{slots} slots are too many; every running task needs a CPU of its own", field="slots")
-    return Offer(total, cpus, min(slots or count, count))
+    return Offer(total, cpus, min(slots or count, count), tuple(gpu.uuid for gpu in gpus))
+
+
+def _largest(gpus: Sequence[Gpu], count: Value | None) -> tuple[Gpu, ...]:
+    """The ``count`` GPUs with the most memory (None = all), in the driver's order.
+
+    A node says of its GPUs what the least of them has, so whoever offers fewer can leave a small one out.
+    """
+    chosen = sorted(gpus, key=lambda gpu: -gpu.memory)[: len(gpus) if count is None else int(count)]
+    return tuple(gpu for gpu in gpus if gpu in chosen)
 
 
 def _read(path: Path, cure: str) -> str:
@@ -176,16 +183,3 @@ def _disk(folder: Path) -> int:
     place = next(path for path in (folder, *folder.parents) if path.exists())
     found = os.statvfs(place)
     return max(0, found.f_bavail * found.f_frsize - max(DISK_RESERVE, found.f_blocks * found.f_frsize // 16))
-
-
-def _gpus(root: Path) -> Iterable[Gpu]:
-    """NVIDIA's GPUs by their device files; the driver's /proc tells the model."""
-    names = {}
-    for information in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
-        fields = dict(re.findall(r"^([\w ]+):\s+(.*?)\s*$", _read(information, "check the driver"), re.MULTILINE))
-        if fields.get("Device Minor", "").isdigit():
-            names[int(fields["Device Minor"])] = fields.get("Model")
-    for device in sorted((root / "dev").glob("nvidia[0-9]*"), key=lambda path: (len(path.name), path.name)):
-        number = device.name.removeprefix("nvidia")
-        if number.isdigit():
-            yield Gpu(int(number), names.get(int(number)))

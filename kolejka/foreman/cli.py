@@ -75,13 +75,13 @@ def build(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSettin
     """A foreman of this machine, made of its real parts, not started."""
     from kolejka.client.node import NodeClient
     from kolejka.foreman.capacity import detect, offer
-    from kolejka.foreman.doctor import working_runtimes
+    from kolejka.foreman.doctor import usable_gpus, working_runtimes
     from kolejka.foreman.tags import all_tags, automatic_tags
     from kolejka.worker.pool import Pool
 
     server = NodeClient(dataclasses.replace(client, patience=min(client.patience, PATIENCE_S)))
     server.instance = instance(foreman.data)
-    machine = detect(worker.data)
+    machine = detect(worker.data, usable_gpus(worker))
     offered = offer(machine, foreman.capacity, foreman.slots)
     tags = all_tags(automatic_tags(machine, working_runtimes(worker)), foreman.tags)
     return Foreman(foreman, offered, tags, Pool(worker, offered.slots), server, runtime=worker.runtime)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 
 from kolejka.client.node import NodeClient
@@ -12,6 +13,9 @@ from kolejka.common.limits import LIMITS
 from kolejka.common.settings import ClientSettings, ForemanSettings, WorkerSettings
 from kolejka.foreman import capacity, tags
 from kolejka.foreman.leftovers import LOCKED, locked
+from kolejka.worker.gpus import Gpu, Gpus
+
+logger = logging.getLogger(__name__)
 
 
 def checks(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSettings) -> list[Check]:
@@ -20,6 +24,7 @@ def checks(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSetti
         _checked("data folder", lambda: _data(foreman), "run as root, or name a folder of your own with --data"),
         _checked("capacity", lambda: _capacity(foreman, worker), "mend [foreman] capacity, slots or tags"),
         _checked("server", lambda: _server(client), "name the server with --server, its token with --token-file"),
+        Gpus(worker.nvml).check(),
         *_runtimes(worker),
     ]
 
@@ -42,7 +47,7 @@ def _data(foreman: ForemanSettings) -> str:
 
 
 def _capacity(foreman: ForemanSettings, worker: WorkerSettings) -> str:
-    machine = capacity.detect(worker.data)
+    machine = capacity.detect(worker.data, Gpus(worker.nvml).census().gpus)
     offer = capacity.offer(machine, foreman.capacity, foreman.slots)
     found = tags.all_tags(tags.automatic_tags(machine), foreman.tags)
     amounts = ", ".join(f"{LIMITS[name].show(value)} {name}" for name, value in offer.total.values.items())
@@ -66,6 +71,14 @@ def _runtimes(worker: WorkerSettings) -> Iterator[Check]:
     for name, asked in found.items():
         for check in asked:
             yield dataclasses.replace(check, check=f"{name}: {check.check}", required=check.required and not works)
+
+
+def usable_gpus(worker: WorkerSettings) -> tuple[Gpu, ...]:
+    """The GPUs that tasks can have here. A driver that does not work is a line in the log and no GPU."""
+    census = Gpus(worker.nvml).census()
+    if census.broken:
+        logger.warning("GPUs are not offered", extra={"reason": census.remark})
+    return census.gpus
 
 
 def working_runtimes(worker: WorkerSettings) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """What fits on this node: a pure decision.
 
-A node makes an ``Offer``: amounts of every limit, the CPUs by number, and how many tasks may run at one time. Every
+A node makes an ``Offer``: amounts of every limit, CPUs and GPUs by name, and how many tasks may run at one time. Every
 running task holds a ``Placement``, its part of the offer. ``place`` answers whether one more task fits beside those,
 and where; ``free`` says what is left. Both follow the declaration of limits: a ``split`` amount is divided, an ``each``
 amount bounds every task alone, an ``image`` amount is taken once for each image.
@@ -42,6 +42,8 @@ class Offer:
     total: Limits
     cpus: tuple[Cpu, ...]
     slots: int
+    gpus: tuple[str, ...] = ()
+    """by UUID; as many as ``total`` says"""
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,13 @@ class Wish:
 
 @dataclass(frozen=True)
 class Placement:
-    """What one task holds: its part of every split amount, and its CPUs."""
+    """What one task holds: its part of every split amount, and its CPUs and GPUs."""
 
     taken: Limits
     cpuset: tuple[int, ...]
     exclusive: bool = False
     image: str | None = None
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,9 @@ def place(offer: Offer, placements: Iterable[Placement], wish: Wish) -> Placemen
             shown = limit.show(taken.get(name, wanted or 0))
             return Misfit(f"the task wants {shown} of {name}, and {limit.show(amount)} is free", name)
     cpuset = choose_cpus(left.cpus, int(taken.get("cpus", 1)))
-    return Placement(Limits(taken), cpuset, wish.exclusive, wish.image)
+    taken_gpus = {gpu for placement in held for gpu in placement.gpus}
+    gpus = tuple(gpu for gpu in offer.gpus if gpu not in taken_gpus)[: int(taken.get("gpus", 0))]
+    return Placement(Limits(taken), cpuset, wish.exclusive, wish.image, gpus)
 
 
 def choose_cpus(cpus: Sequence[Cpu], count: int) -> tuple[int, ...]:

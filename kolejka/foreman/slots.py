@@ -36,8 +36,8 @@ LONGEST_PAUSE_S: Final = 15.0
 UNKILLABLE: Final = "unkillable"
 """the error code, or the flag of a result, by which a worker says that it could not kill a payload"""
 _PLAIN: Final = re.compile(r"[0-9A-Za-z_-]{1,128}")
-_HELD: Final = ("cpus", "memory", "swap", "pids")
-"""split amounts that every session enforces, so a task can be held to its part even if it set no limit"""
+_HELD: Final = ("cpus", "memory", "swap", "pids", "gpus")
+"""split amounts that every node enforces, so a task can be held to its part even if it set no limit"""
 
 
 class Payloads(Protocol):
@@ -75,7 +75,8 @@ class Slots:
         self._spool = spool
         self._couriers = couriers
         self._fetch = fetch
-        each = [name for name in board.offer.total if LIMITS[name].share is Share.EACH]
+        # What the least of the node's GPUs has is no ceiling for a task that got a larger one.
+        each = [name for name in board.offer.total if LIMITS[name].share is Share.EACH and name != "gpu_memory"]
         self._ceilings = ceilings.merge(board.offer.total.only(each))
         self._runtime = runtime
         self._node = node
@@ -153,7 +154,7 @@ class Slots:
             job = Job(
                 task=running.task, result=folder, blobs=blobs if references else None,
                 limits=self._ceilings.merge(placement.taken.only(_HELD)), runtime=self._runtime, slot=running.slot,
-                cpuset=placement.cpuset, node=self._node,
+                cpuset=placement.cpuset, gpus=placement.gpus, node=self._node,
             )  # fmt: skip
             with self._board.changed:
                 if running.verdict is None:

@@ -28,7 +28,7 @@ def automatic_tags(
     uname = uname or os.uname()
     tags = [f"cpu:{word}" for word in _cpu_words(root)]
     tags.append(f"cpus:{len(machine.cpus)}")
-    tags += sorted({f"gpu:{plain(gpu.model)}" for gpu in machine.gpus if gpu.model})
+    tags += sorted({f"gpu:{plain(gpu.model)}" for gpu in machine.gpus})
     if machine.gpus:
         tags.append(f"gpus:{len(machine.gpus)}")
     tags += [f"hostname:{uname.nodename}", f"kernel:{uname.release}", f"arch:{uname.machine}"]

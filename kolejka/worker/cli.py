@@ -86,6 +86,7 @@ def check_machine(worker: WorkerSettings) -> list[Check]:
         for name, its in found.items()
         for check in its
     ]
+    checks.append(tools.gpus.check())
     try:
         sessions = type(tools.sessions).__name__
         words = "an observer serves" if sessions.startswith("Remote") else "control groups may be made here"

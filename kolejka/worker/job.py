@@ -29,6 +29,8 @@ class Job:
     """the payload's user id on the host is ``first_uid + slot``"""
     cpuset: tuple[int, ...] | None = None
     """CPUs to pin the task to; ``None`` = the session picks as many as the limit ``cpus`` says"""
+    gpus: tuple[str, ...] | None = None
+    """GPUs of the task by UUID; ``None`` = the worker picks as many as the limit ``gpus`` says"""
     node: Mapping[str, Any] | None = None
     """goes into the result's ``node``, where the runtime is added"""
 
@@ -53,6 +55,7 @@ class Job:
             "runtime": self.runtime,
             "slot": self.slot,
             "cpuset": list(self.cpuset) if self.cpuset is not None else None,
+            "gpus": list(self.gpus) if self.gpus is not None else None,
             "node": dict(self.node) if self.node is not None else None,
         }
 
@@ -67,5 +70,6 @@ class Job:
             runtime=data["runtime"],
             slot=data["slot"],
             cpuset=tuple(data["cpuset"]) if data["cpuset"] is not None else None,
+            gpus=tuple(data["gpus"]) if data["gpus"] is not None else None,
             node=data["node"],
         )

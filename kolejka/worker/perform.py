@@ -31,6 +31,7 @@ from kolejka.common.stats import Stats
 from kolejka.common.task import Task
 from kolejka.observer import access
 from kolejka.worker.collect import Collection, collect
+from kolejka.worker.gpus import LOOK_S, Gpus, Meter, Taken
 from kolejka.worker.job import Job
 from kolejka.worker.runtimes.base import DEFAULT_ENVIRONMENT, Run, RunningTask, Runtime
 from kolejka.worker.runtimes.choose import choose
@@ -60,6 +61,7 @@ class Tools:
     """told the names of run and session once both exist, so that others can clean up after us"""
     runtimes: Mapping[str, Runtime] = field(default_factory=dict)
     connect: Callable[[str], access.Sessions] = access.connect
+    find_gpus: Callable[[str], Gpus] = Gpus
 
     def __post_init__(self) -> None:
         if not self.runtimes:
@@ -72,6 +74,11 @@ class Tools:
     def sessions(self) -> access.Sessions:
         """Where sessions come from. NodeError with the cure where there are none."""
         return self.connect(self.settings.observer)
+
+    @cached_property
+    def gpus(self) -> Gpus:
+        """The GPUs of this machine."""
+        return self.find_gpus(self.settings.nvml)
 
     def uid(self, slot: int) -> int:
         """The payload's user on the host: its slot's own, or ourselves where we may not choose."""
@@ -102,6 +109,8 @@ def perform(job: Job, tools: Tools) -> Result:
         stack.callback(workspace.remove)
         workspace.fill(task, job.task if isinstance(job.task, Path) else None, job.blobs)
         check_workspace(workspace, limits)
+        taken = take_gpus(limits, job, tools)
+        stack.callback(taken.close)
         storage = limits.get("storage")
         run = Run(
             name=workspace.name,
@@ -109,15 +118,18 @@ def perform(job: Job, tools: Tools) -> Result:
             folder=workspace.folder,
             workspace=workspace.path,
             uid=workspace.uid,
-            environment=environment(task, runtime),
+            environment=taken.variables(environment(task, runtime)),
             image=task.image,
             network=bool(limits.get("network")),
             storage=int(storage) if storage is not None else None,
+            gpus=taken.uuids,
+            devices=taken.devices,
             observer=tools.observer_socket() if task.observer else None,
         )
         result = run_held(
-            task, limits, job, run=run, runtime=runtime, workspace=workspace, folder=result_folder, tools=tools
-        )
+            task, limits, job, run=run, runtime=runtime, workspace=workspace, folder=result_folder, tools=tools,
+            taken=taken,
+        )  # fmt: skip
         result.save(job.result)
         result_folder.keep()
     return result
@@ -180,6 +192,12 @@ def check_workspace(workspace: Workspace, limits: Limits) -> None:
     if limit is not None and (size := workspace.weight()) > limit:
         shown = LIMITS["workspace"].show(limit)
         raise InputError(f"the input files have {size} bytes, more than {shown}", field="limits.workspace")
+
+
+def take_gpus(limits: Limits, job: Job, tools: Tools) -> Taken:
+    """The GPUs that the task has for itself. InputError when this node has none such, NodeError when they are taken."""
+    memory = limits.get("gpu_memory")
+    return tools.gpus.take(int(limits.get("gpus") or 0), job.gpus, int(memory) if memory is not None else None)
 
 
 def environment(task: Task, runtime: Runtime) -> dict[str, str]:
@@ -270,6 +288,7 @@ def run_held(
     workspace: Workspace,
     folder: ResultFolder,
     tools: Tools,
+    taken: Taken,
 ) -> Result:
     """From the session to the verdict."""
     with ExitStack() as stack:
@@ -297,6 +316,9 @@ def run_held(
             session = OnceClosed(tools.sessions.open(kept, cpuset=job.cpuset))
         stack.callback(session.close)
         tools.started(run.name, session.id)
+        meter = taken.meter(running.pid)
+        if meter is not None:
+            stack.callback(meter.close)
 
         running.release(stdin, stdout, stderr, largest_file(limits))
         close_ends()
@@ -304,7 +326,7 @@ def run_held(
             running,
             session.kill,
             output=output,
-            gauges=gauges(limits, workspace, running),
+            gauges=[*gauges(limits, workspace, running), *look_at(meter)],
             orders=tools.orders,
             time_limit_s=float(time_limit) if time_limit is not None else None,
         )
@@ -320,6 +342,8 @@ def run_held(
         stats = report.stats
         if seen.end is not None:
             stats = stats.replace(time=max(0.0, seen.end.at - running.released_at))
+        if meter is not None:
+            stats = stats.replace(gpus=meter.stats())
         verdict = judge(Seen(seen.end, stats, limits, task.args, seen.ordered, seen.cause, report.limit, beyond))
         return Result(
             verdict.outcome,
@@ -372,6 +396,14 @@ def gauges(limits: Limits, workspace: Workspace, running: RunningTask) -> list[G
     if limit is not None:
         found.append(Gauge("storage", int(limit), lambda: running.storage_used() or 0))
     return found
+
+
+def look_at(meter: Meter | None) -> list[Gauge]:
+    """The looks at a task's GPUs, for their limit and for the figures."""
+    if meter is None:
+        return []
+    limit = float("inf") if meter.limit is None else meter.limit
+    return [Gauge("gpu_memory", limit, meter.look, longest_s=LOOK_S)]
 
 
 def bring_files(task: Task, workspace: Workspace, folder: ResultFolder, limits: Limits) -> Collection:

@@ -133,12 +133,14 @@ class Output:
 
 @dataclass(eq=False)
 class Gauge:
-    """A limit on disk space that somebody must look at: ``used`` tells the bytes, ``limit`` bounds them."""
+    """A limit on disk space or GPU memory that must be looked at: ``used`` tells the bytes, ``limit`` bounds them."""
 
     name: str
-    limit: int
+    limit: float
     used: Callable[[], int]
     due: float = 0.0
+    longest_s: float = LAST_CHECK_S
+    """the longest time between two looks"""
 
     def exceeded(self) -> bool:
         """Look now, and decide when to look again."""
@@ -146,7 +148,7 @@ class Gauge:
         used = self.used()
         cost = time.thread_time() - started
         now = time.monotonic()
-        pause = min(max((self.limit - used) / DISK_SPEED, FIRST_CHECK_S), LAST_CHECK_S)
+        pause = min(max((self.limit - used) / DISK_SPEED, FIRST_CHECK_S), self.longest_s)
         self.due = now + max(pause, 10 * cost)  # looking takes at most a tenth of a CPU
         return used > self.limit
 

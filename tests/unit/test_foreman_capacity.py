@@ -1,23 +1,27 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kolejka.common.errors import InputError, NodeError
 from kolejka.common.limits import Limits
-from kolejka.foreman.capacity import Gpu, Machine, detect, offer, parse_cpu_list
+from kolejka.foreman.capacity import Machine, detect, offer, parse_cpu_list
 from kolejka.foreman.pack import Cpu
 from kolejka.foreman.tags import all_tags, automatic_tags, plain
+from kolejka.worker.gpus import Gpu
 
 GIB = 1 << 30
+H100 = Gpu("GPU-1", "NVIDIA H100 80GB HBM3", 80 * GIB, 0)
+SMALL = Gpu("GPU-0", "Quadro P400", 2 * GIB, 1)
 UNAME = os.uname_result(("Linux", "node-7", "6.1.0-13-amd64", "#1", "x86_64"))
 
 
 @pytest.fixture
 def machine_root(tmp_path: Path) -> Path:
-    """Four threads on two cores of two memory nodes, 16 GiB, one GPU."""
+    """Four threads on two cores of two memory nodes, 16 GiB."""
     root = tmp_path / "root"
     for number, (siblings, node) in enumerate([("0,2", 0), ("1,3", 1), ("0,2", 0), ("1,3", 1)]):
         folder = root / f"sys/devices/system/cpu/cpu{number}"
@@ -29,11 +33,6 @@ def machine_root(tmp_path: Path) -> Path:
     write(root, "proc/sys/kernel/threads-max", "100000\n")
     write(root, "proc/cpuinfo", "processor\t: 0\nvendor_id\t: GenuineIntel\n"
           "model name\t: Intel(R) Xeon(R) CPU E5-2680 v4 @ 2.40GHz\n")  # fmt: skip
-    write(root, "dev/nvidia0", "")
-    write(root, "dev/nvidiactl", "")
-    write(root, "dev/nvidia-uvm", "")
-    write(root, "proc/driver/nvidia/gpus/0000:01:00.0/information",
-          "Model: \t\t NVIDIA H100 80GB HBM3\nDevice Minor: \t 0\n")  # fmt: skip
     return root
 
 
@@ -43,9 +42,9 @@ def write(root: Path, name: str, text: str) -> None:
 
 
 def test_a_recorded_machine_is_read_as_it_was(machine_root: Path, tmp_path: Path) -> None:
-    machine = detect(tmp_path, root=machine_root, affinity=[0, 1, 2, 3])
+    machine = detect(tmp_path, [H100], root=machine_root, affinity=[0, 1, 2, 3])
     assert machine.cpus == (Cpu(0, 0, 0), Cpu(1, 1, 1), Cpu(2, 0, 0), Cpu(3, 1, 1))
-    assert machine.gpus == (Gpu(0, "NVIDIA H100 80GB HBM3"),)
+    assert machine.gpus == (H100,)
     found = machine.limits.to_json()
     assert found["cpus"] == 4
     assert found["memory"] == 16 * GIB - 16 * GIB // 32
@@ -102,6 +101,22 @@ def test_there_are_no_more_slots_than_cpus(slots: int, expected: int) -> None:
     assert offer(machine(), Limits(), slots).slots == expected
 
 
+def test_gpus_are_offered_by_name_with_the_memory_of_the_least() -> None:
+    found = offer(replace(machine(), gpus=(SMALL, H100), limits=machine().limits.replace(gpus=2)), Limits(), 0)
+    assert found.gpus == ("GPU-0", "GPU-1")
+    assert (found.total.get("gpus"), found.total.get("gpu_memory")) == (2, 2 * GIB)
+
+
+def test_a_node_that_offers_fewer_gpus_offers_the_largest() -> None:
+    found = offer(replace(machine(), gpus=(SMALL, H100), limits=machine().limits.replace(gpus=2)), Limits.of(gpus=1), 0)
+    assert found.gpus == ("GPU-1",)
+    assert (found.total.get("gpus"), found.total.get("gpu_memory")) == (1, 80 * GIB)
+
+
+def test_a_machine_without_gpus_states_no_memory_of_theirs() -> None:
+    assert offer(machine(), Limits(), 0).total.get("gpu_memory") is None
+
+
 def test_settings_that_leave_no_memory_are_refused() -> None:
     with pytest.raises(InputError, match=r"foreman\.capacity: memory"):
         offer(Machine(Limits.of(cpus=1, pids=10), (Cpu(0, 0),)), Limits(), 0)
@@ -113,9 +128,9 @@ def test_kernel_lists_are_read(text: str, numbers: tuple[int, ...]) -> None:
 
 
 def test_tags_say_what_the_machine_is(machine_root: Path, tmp_path: Path) -> None:
-    found = detect(tmp_path, root=machine_root, affinity=[0, 1])
+    found = detect(tmp_path, [H100, H100], root=machine_root, affinity=[0, 1])
     assert automatic_tags(found, ["sandbox"], root=machine_root, uname=UNAME) == (
-        "cpu:intel", "cpu:intel-xeon-cpu-e5-2680-v4-2.40ghz", "cpus:2", "gpu:nvidia-h100-80gb-hbm3", "gpus:1",
+        "cpu:intel", "cpu:intel-xeon-cpu-e5-2680-v4-2.40ghz", "cpus:2", "gpu:nvidia-h100-80gb-hbm3", "gpus:2",
         "hostname:node-7", "kernel:6.1.0-13-amd64", "arch:x86_64", "runtime:sandbox",
     )  # fmt: skip
 

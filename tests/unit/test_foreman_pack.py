@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,6 +72,22 @@ def test_a_second_task_does_not_fit_where_the_first_took_the_memory() -> None:
     )
 
 
+def test_gpus_are_given_by_name_and_never_to_two() -> None:
+    offer = replace(offer_of(4, gpus=3, gpu_memory="16G"), gpus=("GPU-a", "GPU-b", "GPU-c"))
+    first, second = place(offer, [], wish(gpus=1)), place(offer, [], wish(gpus=2))
+    assert isinstance(first, Placement)
+    assert isinstance(second, Placement)
+    assert (first.gpus, second.gpus) == (("GPU-a",), ("GPU-a", "GPU-b"))
+    beside = place(offer, [first], wish(gpus=2, gpu_memory="8G"))
+    assert isinstance(beside, Placement)
+    assert beside.gpus == ("GPU-b", "GPU-c")
+    assert place(offer, [first, beside], wish(gpus=1)) == Misfit("the task wants 1 of gpus, and 0 is free", "gpus")
+    assert free(offer, [first]).limits.get("gpus") == 2
+    none = place(offer, [first], wish())
+    assert isinstance(none, Placement)
+    assert none.gpus == ()
+
+
 def test_an_exclusive_task_runs_alone() -> None:
     offer = offer_of(4)
     exclusive = Wish(wish().limits, exclusive=True)
@@ -109,11 +127,12 @@ def test_a_task_without_limits_takes_what_is_free_and_one_cpu() -> None:
     assert isinstance(place(offer, [first, second], Wish(Limits())), Misfit)
 
 
-SPLIT = [name for name, limit in LIMITS.items() if limit.share is Share.SPLIT and name != "cpus"]
+SPLIT = [name for name, limit in LIMITS.items() if limit.share is Share.SPLIT and name not in {"cpus", "gpus"}]
 amounts = st.fixed_dictionaries({name: st.integers(4096, 1 << 20) for name in SPLIT})
 wishes = st.builds(
-    lambda cpus, values, exclusive: Wish(Limits({"cpus": cpus, **values}), exclusive),
+    lambda cpus, gpus, values, exclusive: Wish(Limits({"cpus": cpus, "gpus": gpus, **values}), exclusive),
     st.integers(1, 6),
+    st.integers(0, 3),
     st.dictionaries(st.sampled_from(SPLIT), st.integers(1, 1 << 19)),
     st.booleans(),
 )
@@ -121,13 +140,14 @@ wishes = st.builds(
 
 @given(
     cores=st.integers(1, 8), per_core=st.integers(1, 2), nodes=st.integers(1, 2), slots=st.integers(1, 8),
-    total=amounts, moves=st.lists(st.one_of(wishes, st.integers(0, 7)), max_size=24),
+    gpus=st.integers(0, 4), total=amounts, moves=st.lists(st.one_of(wishes, st.integers(0, 7)), max_size=24),
 )  # fmt: skip
 def test_placements_never_overlap_and_never_exceed_the_offer(
-    *, cores: int, per_core: int, nodes: int, slots: int, total: dict[str, int], moves: list[Wish | int]
+    *, cores: int, per_core: int, nodes: int, slots: int, gpus: int, total: dict[str, int], moves: list[Wish | int]
 ) -> None:
     cpus = threads(cores, per_core, nodes)
-    offer = Offer(Limits({"cpus": len(cpus), **total}), cpus, slots)
+    names = tuple(f"GPU-{number}" for number in range(gpus))
+    offer = Offer(Limits({"cpus": len(cpus), "gpus": gpus, **total}), cpus, slots, names)
     held: list[Placement] = []
     for move in moves:
         if isinstance(move, int):
@@ -138,6 +158,10 @@ def test_placements_never_overlap_and_never_exceed_the_offer(
         if isinstance(answer, Placement):
             assert len(answer.cpuset) == answer.taken.get("cpus") == move.limits.get("cpus")
             held.append(answer)
+            assert len(answer.gpus) == answer.taken.get("gpus") == move.limits.get("gpus")
+        given = [gpu for placement in held for gpu in placement.gpus]
+        assert len(given) == len(set(given))
+        assert set(given) <= set(names)
         used = [number for placement in held for number in placement.cpuset]
         assert len(used) == len(set(used))
         assert set(used) <= {cpu.number for cpu in cpus}

@@ -65,6 +65,10 @@ class Run:
     network: bool = False
     storage: int | None = None
     """bytes it may write outside the working folder"""
+    gpus: tuple[str, ...] = ()
+    """UUIDs of the GPUs it has"""
+    devices: Mapping[str, Path] = field(default_factory=dict)
+    """name below its /dev → device file on the host, for those GPUs"""
     observer: Path | None = None
     """the observer's socket on the host, for a payload that may open sessions"""
 

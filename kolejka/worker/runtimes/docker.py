@@ -108,7 +108,7 @@ class Docker:
     """Containers of a Docker or Podman engine on this machine."""
 
     name: ClassVar[str] = "docker"
-    enforces: ClassVar[frozenset[str]] = frozenset({"network", "storage"})
+    enforces: ClassVar[frozenset[str]] = frozenset({"network", "storage", "gpus", "gpu_memory"})
 
     def __init__(self, data: Path, address: str = "") -> None:
         self._data = data
@@ -175,7 +175,10 @@ class Docker:
                 except TimeoutError:
                     raise NodeError(f"the container did not come up within {START_TIMEOUT_S:.0f} s") from None
                 except (docker.errors.DockerException, OSError) as error:
-                    raise NodeError(f"the container engine cannot start the container: {_reason(error)}") from error
+                    cure = "; it gets GPUs by nvidia-container-toolkit" if "device driver" in str(error) else ""
+                    raise NodeError(
+                        f"the container engine cannot start the container: {_reason(error)}{cure}"
+                    ) from error
         except BaseException:
             with suppress(KolejkaError):  # the first error matters more
                 remove_container(self.client, run.name)
@@ -197,6 +200,11 @@ class Docker:
             binds.append(f"{run.observer}:{OBSERVER_SOCKET}")
         layered = run.storage is None or self._layered
         paths = candidates(run.args, run.environment)
+        requests = (
+            [docker.types.DeviceRequest(driver="nvidia", device_ids=list(run.gpus), capabilities=[["gpu"]])]
+            if run.gpus
+            else None
+        )
         host = self.client.create_host_config(
             binds=binds,
             network_mode="default" if run.network else "none",
@@ -206,6 +214,7 @@ class Docker:
             read_only=not layered,
             tmpfs={"/sys/fs/cgroup": "ro,size=4k,mode=555"},  # in place of the host's control groups
             init=False,
+            device_requests=requests,
         )
         self.client.create_container(
             run.image,

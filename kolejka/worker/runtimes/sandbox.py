@@ -8,7 +8,8 @@ could not reach (below a home, say) are mounted once more in the worker's own mo
 
 The world without an image: the node's ``/usr`` (and ``/bin``, ``/lib*``, ``/sbin`` as they are there) and a small
 ``/etc`` of our own, all read-only. With an image: its unpacked root as the lower layer of an overlay whose upper
-layer is private. In both a minimal ``/dev``, a fresh ``/proc``, and the working folder at ``/task``.
+layer is private. In both a minimal ``/dev`` with the device files of the task's GPUs, a fresh ``/proc``, and the
+working folder at ``/task``. The driver's libraries are the node's own or the image's.
 
 Whatever is writable beside the working folder (``/tmp``, ``/dev/shm``, the overlay's upper layer) lies in one
 *scratch* folder. With a storage limit and as root it is a memory file system of that size, which the kernel bounds
@@ -149,7 +150,7 @@ class Sandbox:
     """bubblewrap with all namespaces."""
 
     name: ClassVar[str] = "sandbox"
-    enforces: ClassVar[frozenset[str]] = frozenset({"network", "storage"})
+    enforces: ClassVar[frozenset[str]] = frozenset({"network", "storage", "gpus", "gpu_memory"})
 
     def __init__(self, data: Path) -> None:
         self._data = data
@@ -241,7 +242,10 @@ class Sandbox:
                 for name in ("resolv.conf", "hosts"):
                     options += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
             options += ["--bind", str(private_folder(scratch / "tmp", run.uid, 0o1777)), "/tmp"]
-            options += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+            options += ["--proc", "/proc", "--dev", "/dev"]
+            for name, device in run.devices.items():
+                options += ["--dev-bind", str(mounts.reach(device)), f"/dev/{name}"]
+            options += ["--remount-ro", "/dev"]
             options += ["--bind", str(private_folder(scratch / "shm", run.uid, 0o1777)), "/dev/shm"]
             options += ["--bind", str(folder / run.workspace.name), WORK_FOLDER, "--chdir", WORK_FOLDER]
             options += ["--ro-bind", str(mounts.reach(self._init.parent) / self._init.name), INIT]

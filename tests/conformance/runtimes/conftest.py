@@ -23,6 +23,7 @@ from kolejka.worker.runtimes.docker import Docker
 from kolejka.worker.runtimes.fake import Fake
 from kolejka.worker.runtimes.sandbox import Sandbox
 from kolejka.worker.watch import Orders
+from tests.neighbours.nvml import Card, Driver
 
 IMAGE = "kolejka/busybox:latest"
 
@@ -78,6 +79,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for item in items if not (item.get_closest_marker("isolating") and "[fake" in item.name)]
 
 
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Driver:
+    """A stand-in for a driver, with two GPUs."""
+    driver = Driver(tmp_path_factory.mktemp("driver"))
+    driver.make_devices(2)
+    driver.show(Card("GPU-1"), Card("GPU-2", memory=2048))
+    return driver
+
+
 @pytest.fixture(scope="module")
 def sessions() -> Iterator[access.Sessions]:
     registry = access.connect(cgroup=f"kolejka-test-{os.getpid()}-runtimes")
@@ -118,6 +128,7 @@ def execute(subject: Subject, tmp_path: Path) -> Execute:
         orders: Orders | None = None,
         tools: Tools = subject.tools,
         cpuset: tuple[int, ...] | None = None,
+        gpus: tuple[str, ...] | None = None,
         ceilings: Limits | None = None,
         slot: int = 0,
         local: Mapping[str, bytes] = {},
@@ -137,8 +148,9 @@ def execute(subject: Subject, tmp_path: Path) -> Execute:
         if orders is not None:
             tools = replace(tools, orders=orders)
         job = Job(
-            folder, result, blobs=blobs, limits=ceilings or Limits(), runtime=subject.name, slot=slot, cpuset=cpuset
-        )
+            folder, result, blobs=blobs, limits=ceilings or Limits(), runtime=subject.name, slot=slot, cpuset=cpuset,
+            gpus=gpus,
+        )  # fmt: skip
         done = Done(perform(job, tools), result)
         assert Result.load(result) == done.result
         assert not list((subject.tools.settings.data / "work").iterdir()), "the workspace was left behind"

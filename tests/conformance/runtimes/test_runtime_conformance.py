@@ -16,8 +16,11 @@ import pytest
 from kolejka.common.errors import InputError, NodeError
 from kolejka.common.limits import LIMITS, Limits
 from kolejka.common.result import Outcome
-from kolejka.worker.perform import SESSION_ENFORCES, WORKER_ENFORCES
+from kolejka.common.stats import GpuStats
+from kolejka.worker.gpus import Gpus
+from kolejka.worker.perform import SESSION_ENFORCES, WORKER_ENFORCES, Tools
 from tests.conformance.runtimes.conftest import Execute, Subject
+from tests.neighbours.nvml import MIB, Driver
 from tests.support import wait_until
 
 isolating = pytest.mark.isolating
@@ -302,7 +305,8 @@ def test_what_is_written_outside_the_working_folder_counts_as_storage(execute: E
     assert fits.verdict == ("ok", None, 0)
 
 
-def test_every_declared_limit_is_held_or_refused(execute: Execute, subject: Subject) -> None:
+@pytest.mark.needs("gcc")
+def test_every_declared_limit_is_held_or_refused(execute: Execute, subject: Subject, driver: Driver) -> None:
     values = {"cpus": 1, "memory": "64M", "swap": 0, "pids": 8, "time": "10s", "cpu_time": "10s", "network": False,
               "storage": "8M", "workspace": "8M", "output": "1M", "image": "1G", "gpus": 1,
               "gpu_memory": "1G"}  # fmt: skip
@@ -310,10 +314,76 @@ def test_every_declared_limit_is_held_or_refused(execute: Execute, subject: Subj
     held = SESSION_ENFORCES | WORKER_ENFORCES | subject.runtime.enforces
     for name, value in values.items():
         if name in held:
-            assert execute(["true"], limits={name: value}).result.limits.get(name) is not None
+            done = execute(["true"], limits={name: value}, tools=with_gpus(subject, driver))
+            assert done.result.limits.get(name) is not None
         else:
             with pytest.raises(InputError, match=f"limits.{name}.*{subject.name}"):
                 execute(["true"], limits={name: value})
+
+
+def with_gpus(subject: Subject, driver: Driver) -> Tools:
+    """The subject's tools on a machine with GPUs."""
+    return replace(subject.tools, find_gpus=lambda _: driver.gpus())
+
+
+@isolating
+def test_a_task_that_asks_for_gpus_is_refused_where_there_is_none(execute: Execute, subject: Subject) -> None:
+    bare = replace(subject.tools, find_gpus=lambda _: Gpus("libno-such-library.so.1"))
+    with pytest.raises(InputError, match=r"limits\.gpus.*no GPU"):
+        execute(["true"], limits={"gpus": 1}, tools=bare)
+    assert execute(["true"], limits={"gpu_memory": "1G"}, tools=bare).verdict == ("ok", None, 0)
+
+
+@isolating
+@pytest.mark.needs("gcc")
+def test_a_task_has_its_gpus_and_no_others(
+    execute: Execute, subject: Subject, driver: Driver, request: pytest.FixtureRequest
+) -> None:
+    script = "env | grep VISIBLE_DEVICES | sort; ls /dev | grep nvidia"
+    tools, asked = with_gpus(subject, driver), {"NVIDIA_VISIBLE_DEVICES": "all"}
+    hook_log = None
+    if subject.name == "docker":
+        hook_log = Path(request.getfixturevalue("docker_url").removeprefix("unix://")).parent / "gpu-hook.log"
+        hook_log.unlink(missing_ok=True)
+    one = execute(sh(script), limits={"gpus": 1}, gpus=("GPU-2",), tools=tools, environment=asked)
+    variables = ["CUDA_VISIBLE_DEVICES=GPU-2", "NVIDIA_VISIBLE_DEVICES=GPU-2"]
+    if subject.name == "docker":  # its devices are the driver's hook's affair, which is told by UUID
+        assert one.stdout.splitlines() == variables
+    else:
+        assert one.stdout.splitlines() == [*variables, "nvidia-uvm", "nvidia-uvm-tools", "nvidia1", "nvidiactl"]
+    none = execute(sh(script), limits={"gpus": 0}, tools=tools, environment=asked)
+    assert none.stdout.splitlines() == ["NVIDIA_VISIBLE_DEVICES=void"]
+    assert hook_log is None or hook_log.read_text() == "prestart\n", "of the one with GPUs, not of the other"
+    assert list(one.result.stats.gpus) == ["GPU-2"]
+    assert not none.result.stats.gpus
+
+
+@isolating
+@pytest.mark.needs("gcc")
+def test_a_gpus_device_file_can_be_used(execute: Execute, subject: Subject, driver: Driver) -> None:
+    if subject.name == "docker":
+        return
+    done = execute(sh("head -c 3 /dev/nvidia0 | od -An -tx1"), limits={"gpus": 1}, tools=with_gpus(subject, driver))
+    assert done.stdout.split() == ["00"] * 3  # the stand-in for a GPU is /dev/zero
+
+
+@isolating
+@pytest.mark.needs("gcc")
+def test_the_memory_of_gpus_is_measured_and_limited(execute: Execute, subject: Subject, driver: Driver) -> None:
+    tools = with_gpus(subject, driver)
+    # A process that calls itself so has so many MiB on the first GPU of the stand-in.
+    # The shell does all by itself: a child would have the name too until it calls exec.
+    name, turns = "echo gpu0:{} > /proc/self/comm;", "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo done"
+    within = execute(sh(name.format(300) + turns), limits={"gpus": 1, "gpu_memory": "512M"}, tools=tools)
+    assert (within.verdict, within.stdout) == (("ok", None, 0), "done\n")
+    assert within.result.stats.gpus == {"GPU-1": GpuStats(300 * MIB, 0.5)}
+    beyond = execute(
+        sh(name.format(600) + "while :; do :; done"),
+        limits={"gpus": 1, "gpu_memory": "512M", "time": "50s"},
+        tools=tools,
+    )
+    assert beyond.verdict == ("limit", "gpu_memory", 137)
+    assert beyond.result.stats.gpus["GPU-1"].max_usage == 600 * MIB
 
 
 def test_no_gpus_asked_is_no_limit_to_refuse(execute: Execute) -> None:
