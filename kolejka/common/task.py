@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from kolejka.common.errors import InputError
 from kolejka.common.files import check_name, check_reference, read_json, write_json
+from kolejka.common.image_names import check_image_name
 from kolejka.common.limits import Limits, limits_schema
 from kolejka.common.result import RESULT_FILE
 from kolejka.common.schema import Field, check, object_schema
@@ -266,6 +267,11 @@ class Task:
                     check_name(name)
                 except InputError as error:
                     raise error.within(where) from None
+        if self.image is not None:
+            try:
+                check_image_name(self.image)
+            except InputError as error:
+                raise error.within("image") from None
         if self.stdout is not None and self.stderr is not None:
             _check_no_file_is_a_folder((self.stdout, self.stderr), "stderr")
         for where in ("stdout", "stderr"):

@@ -146,6 +146,7 @@ def test_collect_and_retry_have_defaults() -> None:
         ({"callback_url": "file:///etc/passwd"}, "callback_url", "https?"),
         ({"image": ""}, "image", "empty"),
         ({"image": 3}, "image", "text"),
+        ({"image": "Ubuntu xenial"}, "image", "registry/path:tag"),
         ({"requires": "x"}, "requires", "list"),
     ],
 )

@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from backports import zstd
 
 from kolejka.common.errors import InputError, NotFound
 from kolejka.worker.runtimes.images import Store, canonical
@@ -52,6 +53,43 @@ def oci(folder: Path, layers: list[Path]) -> Path:
     manifest = blob(json.dumps({"config": config, "layers": parts}).encode())
     (folder / "index.json").write_text(json.dumps({"manifests": [manifest]}))
     return folder
+
+
+def compress(path: Path) -> Path:
+    """The same tar, compressed as ``tar --zstd`` and newer image builders do it."""
+    compressed = path.with_suffix(".tar.zst")
+    with zstd.open(compressed, "wb") as sink:
+        sink.write(path.read_bytes())
+    return compressed
+
+
+def test_layers_and_archives_compressed_with_zstd_are_read(store: Store, tmp_path: Path) -> None:
+    lower = compress(layer(tmp_path / "1.tar", ("file", "etc/old", "old"), ("file", "bin/sh", "#!")))
+    upper = compress(layer(tmp_path / "2.tar", ("file", "etc/.wh.old", ""), ("hard", "bin/ash", "bin/sh"),
+                           ("file", "bin/sh", "#!sh")))  # fmt: skip
+    store.add("layout", oci(tmp_path / "layout", [lower, upper]))
+    root = store.root("layout")
+    assert not (root / "etc/old").exists()
+    assert ((root / "bin/sh").read_text(), (root / "bin/ash").read_text()) == ("#!sh", "#!")
+    store.add("tarball", lower)
+    assert (store.root("tarball") / "etc/old").read_text() == "old"
+
+
+def test_a_broken_zstd_layer_is_one_clear_line(store: Store, tmp_path: Path) -> None:
+    whole = compress(layer(tmp_path / "1.tar", ("file", "a", "x" * 9000)))
+    for name, data in (("cut", whole.read_bytes()[:-9]), ("noise", whole.read_bytes()[:9] + b"\xff" * 99)):
+        broken = tmp_path / name
+        broken.write_bytes(data)
+        with pytest.raises(InputError, match=f"{name}.*cannot be unpacked"):
+            store.add("broken", broken)
+    assert not store.has("broken")
+    assert list(store.list()) == []
+
+
+def test_a_name_that_no_image_can_have_is_refused(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"image.*'\.\./x' cannot be the name of an image"):
+        store.add("../x", layer(tmp_path / "l.tar", ("file", "a", "")))
+    assert not (tmp_path / "images").exists()
 
 
 def test_a_root_tarball_becomes_an_image(store: Store, tmp_path: Path) -> None:
@@ -160,9 +198,13 @@ def test_an_absent_image_is_named_with_the_cure(store: Store) -> None:
 
 
 def test_names_with_slashes_and_dots_stay_inside_the_store(store: Store, tmp_path: Path) -> None:
-    for name in ("..", "../../x", "a/b/c:1", ".", "registry:5000/x"):
+    for name in ("a/b/c:1", "registry:5000/x", "a.b:c..d"):
         store.add(name, layer(tmp_path / "l.tar", ("file", "f", "x")))
         assert store.root(name).parent.parent == tmp_path / "images"
+    for name in ("..", "../../x", "."):
+        assert not store.has(name)
+        with pytest.raises(NotFound):
+            store.drop(name)
 
 
 def test_a_name_without_tag_is_latest() -> None:

@@ -1,10 +1,10 @@
 """The sandbox's image store: unpacked root file systems below ``DATA/images``.
 
-An image comes from a root tarball, a docker archive (``docker save``) or an OCI layout (a folder, or its tar). Layers
-are applied in order with their whiteouts. Names inside an archive are resolved *within* the new root, links included,
-the way the container would see them, so no archive can write beside it. Device nodes and FIFOs are left out, set-id
-bits are dropped: no payload could use them. An image is made beside its place and renamed into it: it is whole or
-absent.
+An image comes from a root tarball, a docker archive (``docker save``) or an OCI layout (a folder, or its tar); each
+tar may be compressed with gzip, bzip2, xz or zstd. Layers are applied in order with their whiteouts. Names inside an
+archive are resolved *within* the new root, links included, the way the container would see them, so no archive can
+write beside it. Device nodes and FIFOs are left out, set-id bits are dropped: no payload could use them. An image is
+made beside its place and renamed into it: it is whole or absent.
 """
 
 from __future__ import annotations
@@ -13,22 +13,31 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import tarfile
 import tempfile
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 from kolejka.common.errors import InputError, NodeError, NotFound
 from kolejka.common.files import CHUNK, read_json, write_json
+from kolejka.common.image_names import check_image_name
 from kolejka.worker.runtimes.skeleton import prepare_root
 from kolejka.worker.trees import remove_tree, weight
 
 MAX_LINKS: Final = 40
 _WHITEOUT: Final = ".wh."
 _OPAQUE: Final = ".wh..wh..opq"
+_ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+"""how a Zstandard frame begins (RFC 8878)"""
 
 
 def canonical(image: str) -> str:
@@ -107,6 +116,10 @@ class Store:
 
         Returns its name, size and environment. InputError when the source is none of these or is broken.
         """
+        try:
+            check_image_name(image)
+        except InputError as error:
+            raise error.within("image") from None
         if not source.exists():
             raise InputError("there is no such archive or folder", field=str(source))
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -140,11 +153,11 @@ def _open(source: Path, parts: Path) -> tuple[Iterable[Path], dict[str, str]]:
     if source.is_dir():
         folder = source
     else:
-        with tarfile.open(source) as archive:
+        with _open_tar(source) as archive:
             names = {os.path.normpath(name) for name in archive.getnames()}
         if not names & {"manifest.json", "index.json"} or "etc" in names or "bin" in names:
             return [source], {}
-        with tarfile.open(source) as archive:
+        with _open_tar(source) as archive:
             archive.extractall(parts, filter="data")
         folder = parts
     if (folder / "index.json").is_file():
@@ -154,6 +167,21 @@ def _open(source: Path, parts: Path) -> tuple[Iterable[Path], dict[str, str]]:
         config = read_json(_inside(folder, manifest["Config"]))
         return [_inside(folder, layer) for layer in manifest["Layers"]], _environment(config)
     raise InputError("this is neither an OCI layout nor a docker archive nor a root tarball", field=str(source))
+
+
+@contextmanager
+def _open_tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """A tar, whatever it is compressed with. TarError, EOFError or OSError when it is none."""
+    with ExitStack() as stack:
+        with open(path, "rb") as file:
+            is_zstd = file.read(len(_ZSTD_MAGIC)) == _ZSTD_MAGIC
+        if not is_zstd:
+            yield stack.enter_context(tarfile.open(path, "r:*"))
+            return
+        try:
+            yield stack.enter_context(tarfile.open(fileobj=stack.enter_context(zstd.open(path)), mode="r:"))
+        except zstd.ZstdError as error:
+            raise tarfile.ReadError(f"{path.name}: {error}") from error
 
 
 def _oci(folder: Path) -> tuple[list[Path], dict[str, str]]:
@@ -244,7 +272,7 @@ def unpack(layer: Path, root: Path) -> None:
     scope = _Scope(root)
     made: set[Path] = set()
     folders: list[tuple[Path, int]] = []
-    with tarfile.open(layer, "r:*") as archive:
+    with _open_tar(layer) as archive:
         for member in archive:
             path = scope.path(member.name)
             if path is None:
