@@ -1,4 +1,4 @@
-"""Printing what ``doctor`` found."""
+"""Printing what ``doctor`` found: ``ok``, ``MISS`` (required), ``warn``, or ``none`` (nobody set it up here)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def report(checks: Iterable[Check], *, as_json: bool) -> int:
         click.echo(json.dumps([check.to_json() for check in checks], indent=2))
     else:
         for check in checks:
-            mark = "ok  " if check.ok else "MISS" if check.required else "warn"
+            mark = "ok  " if check.ok else "MISS" if check.required else "none" if check.absent else "warn"
             click.echo(f"{mark} {check.check}: {check.message}")
             if not check.ok and check.cure:
                 click.echo(f"     cure: {check.cure}")

@@ -15,7 +15,7 @@ PATIENCE_S = 60.0
 def checks(names: Sequence[str] = PROGRAMS, environment: Mapping[str, str] | None = None) -> list[Check]:
     """What the doctors of these programs find, each check named after its program.
 
-    A program that is not installed here is no fault: a client needs no server.
+    What is not installed or not set up here is no fault: a machine need not play every part.
     """
     asked = {
         name: subprocess.Popen(
@@ -38,7 +38,7 @@ def _heard(name: str, process: subprocess.Popen[str]) -> Iterator[Check]:
     try:
         found = [
             Check(f"{name}: {data['check']}", bool(data["ok"]), str(data["message"]), data.get("cure"),
-                  bool(data.get("required", True)))
+                  bool(data.get("required", True)) and not data.get("absent"), bool(data.get("absent")))
             for data in json.loads(out)
         ]  # fmt: skip
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -53,5 +53,5 @@ def _silent(name: str, err: str) -> Check:
     if "ModuleNotFoundError" in last:
         extra = {"client": "client", "server": "server"}.get(name, "node")
         return Check(name, ok=False, message=f"not installed here: {last.partition(': ')[2]}",
-                     cure=f"pip install 'kolejka[{extra}]'", required=False)  # fmt: skip
+                     cure=f"pip install 'kolejka[{extra}]'", required=False, absent=True)  # fmt: skip
     return Check(name, ok=False, message=f"its doctor fails: {last}")

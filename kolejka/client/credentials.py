@@ -20,6 +20,8 @@ from kolejka.common.files import read_json, write_json
 from kolejka.common.settings import ClientSettings, ServerSettings, user_config
 
 ADMIN_TOKEN: Final = "admin.token"
+USUAL_SERVER: Final = server_url(ClientSettings().server)
+"""where a client looks that was told of no server"""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ def find_token(settings: ClientSettings, *, explicit: str | None = None, server:
         if os.access(path, os.R_OK):
             return Token(_read_token(path), str(path))
     return Token(None, "nowhere")
+
+
+def is_set_up(settings: ClientSettings) -> bool:
+    """Whether somebody told this client of a server: named one, has a token for it, or set one up on this machine."""
+    return server_url(settings.server) != USUAL_SERVER or find_token(settings).value is not None
 
 
 def _read_token(path: Path) -> str:

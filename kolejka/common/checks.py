@@ -16,6 +16,8 @@ class Check:
     cure: str | None = None
     required: bool = True
     """False = something works without it, and ``message`` says what does not"""
+    absent: bool = False
+    """nobody set this up here: the program that needs it misses it, a machine with other duties does not"""
 
     def to_json(self) -> dict[str, Any]:
         """The object form."""

@@ -6,9 +6,10 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 
+from kolejka.client.credentials import is_set_up
 from kolejka.client.node import NodeClient
 from kolejka.common.checks import Check
-from kolejka.common.errors import KolejkaError, NodeError
+from kolejka.common.errors import KolejkaError, NodeError, Unavailable
 from kolejka.common.limits import LIMITS
 from kolejka.common.settings import ClientSettings, ForemanSettings, WorkerSettings
 from kolejka.foreman import capacity, tags
@@ -23,7 +24,7 @@ def checks(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSetti
     return [
         _checked("data folder", lambda: _data(foreman), "run as root, or name a folder of your own with --data"),
         _checked("capacity", lambda: _capacity(foreman, worker), "mend [foreman] capacity, slots or tags"),
-        _checked("server", lambda: _server(client), "name the server with --server, its token with --token-file"),
+        _check_server(client),
         Gpus(worker.nvml).check(),
         *_runtimes(worker),
     ]
@@ -52,6 +53,15 @@ def _capacity(foreman: ForemanSettings, worker: WorkerSettings) -> str:
     found = tags.all_tags(tags.automatic_tags(machine), foreman.tags)
     amounts = ", ".join(f"{LIMITS[name].show(value)} {name}" for name, value in offer.total.values.items())
     return f"{offer.slots} slots; {amounts}; tags {' '.join(found)}"
+
+
+def _check_server(client: ClientSettings) -> Check:
+    cure = "name the server with --server, its token with --token-file"
+    try:
+        return Check("server", ok=True, message=_server(client))
+    except KolejkaError as error:
+        absent = isinstance(error, Unavailable) and not is_set_up(client)
+        return Check("server", ok=False, message=str(error), cure=cure, absent=absent)
 
 
 def _server(client: ClientSettings) -> str:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kolejka.cli import doctor_all
+from kolejka.cli.doctor import report
 from kolejka.cli.programs import program
 from kolejka.cli.umbrella import target
+from kolejka.client import credentials
+from kolejka.client.cli.doctor import checks as client_checks
+from kolejka.common.settings import ClientSettings
 
 KOLEJKA = Path(sys.executable).parent / "kolejka"
 
@@ -75,6 +81,26 @@ def test_all_doctors_are_heard_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found["observer"].ok, found["observer"].message) == (False, "its doctor fails: ValueError: broken")
     assert found["observer"].required
     assert not found["worker"].ok
+
+
+def test_what_nobody_set_up_here_is_no_fault_and_what_is_broken_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("KOLEJKA_SERVER_DATA", str(tmp_path / "server"))
+    with socket.socket() as closed:  # bound and not listening: nobody answers, and nobody else can come to answer
+        closed.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setattr(credentials, "USUAL_SERVER", address)
+        settings = ClientSettings(server=address, patience=0.0)
+        (found,) = [check for check in client_checks(settings) if check.check == "server"]
+        assert (found.ok, found.required, found.absent) == (False, True, True)
+        doctors(monkeypatch, client=f"print({json.dumps([found.to_json()])!r})")
+        (heard,) = doctor_all.checks(["client"])
+        assert (heard.ok, heard.required, heard.absent) == (False, False, True)
+        assert report([heard], as_json=False) == 0
+        (known,) = [check for check in client_checks(replace(settings, token="secret")) if check.check == "server"]
+        assert (known.ok, known.absent) == (False, False), "whoever has a token was told of a server"
 
 
 def test_a_doctor_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

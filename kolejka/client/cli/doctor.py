@@ -10,10 +10,10 @@ import click
 from kolejka.cli.doctor import report
 from kolejka.cli.options import settings_options
 from kolejka.client.client import KolejkaClient
-from kolejka.client.credentials import find_token
+from kolejka.client.credentials import find_token, is_set_up
 from kolejka.client.transport import is_loopback
 from kolejka.common.checks import Check
-from kolejka.common.errors import KolejkaError
+from kolejka.common.errors import KolejkaError, Unavailable
 from kolejka.common.settings import ClientSettings
 
 
@@ -43,7 +43,8 @@ def checks(settings: ClientSettings) -> Iterator[Check]:
         try:
             yield Check("server", ok=True, message=f"{client.server} answers, version {client.version()}")
         except KolejkaError as error:
-            yield Check("server", ok=False, message=str(error), cure="kolejka up")
+            absent = isinstance(error, Unavailable) and not is_set_up(settings)
+            yield Check("server", ok=False, message=str(error), cure="kolejka up", absent=absent)
             return
         if client.server.startswith("http://") and not is_loopback(client.server):
             yield Check("encryption", ok=False, message="your token travels in the open", cure="use https://",
