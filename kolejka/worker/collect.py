@@ -131,7 +131,7 @@ def collect(
     if not rules:
         return found
     taken = {RESULT_FILE: "the result's own file", **(taken or {})}
-    device = workspace.stat().st_dev
+    folder = workspace.stat()
     left = max_size
     for entry in walk(workspace):
         info, name = entry.info, entry.name
@@ -140,7 +140,7 @@ def collect(
                 found.skip(name, f"folders deeper than {MAX_DEPTH} are not entered")
             continue
         for target in selected(rules, name, lambda info=info, name=name: changed(name, info)):  # type: ignore[misc]
-            reason = _objection(info, target, device, taken, found)
+            reason = _objection(info, target, folder, taken, found)
             if reason is None and left is not None and info.st_size > left:
                 reason = "over the size limit"
             if reason is None and found.manifest_bytes > MAX_MANIFEST_BYTES:
@@ -164,14 +164,16 @@ def collect(
 
 
 def _objection(
-    info: os.stat_result, target: str, device: int, taken: Mapping[str, str], found: Collection
+    info: os.stat_result, target: str, workspace: os.stat_result, taken: Mapping[str, str], found: Collection
 ) -> str | None:
     """Why a file cannot go into the result under that name, or None."""
     for is_kind, words in _KINDS:
         if is_kind(info.st_mode):
             return f"{words}; only regular files are collected"
-    if info.st_dev != device:
+    if info.st_dev != workspace.st_dev:
         return "on another file system"
+    if info.st_nlink > 1 and info.st_uid != workspace.st_uid:
+        return "a hard link to a file that is not the task's"
     if target in taken:
         return f"its name {target!r} is taken by {taken[target]}"
     if target in found.manifest:

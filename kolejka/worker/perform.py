@@ -414,13 +414,15 @@ def bring_files(task: Task, workspace: Workspace, folder: ResultFolder, limits: 
             digest, size = hash_file(folder.path / name)
             outputs[name] = ResultFile(size, "0644", digest)
     limit = limits.get("workspace")
+    disk = os.statvfs(folder.path)
     collected = collect(
         workspace.path,
         task.collect,
         folder.path,
         changed=workspace.changed,
         taken=dict.fromkeys(outputs, "standard output"),
-        max_size=int(limit) if limit is not None else None,
+        # A hole can be longer than any disk; without a limit, what the disk could never hold is not read either.
+        max_size=int(limit) if limit is not None else disk.f_blocks * disk.f_frsize,
     )
     collected.manifest = {**outputs, **collected.manifest}
     return collected

@@ -239,3 +239,19 @@ def test_a_result_lists_no_more_files_than_a_server_takes(tmp_path, monkeypatch)
     assert 0 < len(found.manifest) < 20
     assert len(found.manifest) + len(found.skipped) == 100
     assert set(found.skipped.values()) == {"more files than a result can list"}
+
+
+@pytest.mark.needs("root")
+def test_a_hard_link_to_a_file_of_somebody_else_is_not_brought(workspace: Path, result: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    secret.chmod(0o600)
+    os.chown(workspace, 2_000_000, 2_000_000)
+    os.link(secret, workspace / "planted")
+    (workspace / "own").write_text("own")
+    os.chown(workspace / "own", 2_000_000, 2_000_000)
+    os.link(workspace / "own", workspace / "twin")
+    found = collect(workspace, EVERYTHING, result)
+    assert set(found.manifest) == {"own", "twin"}
+    assert "hard link" in found.skipped["planted"]
+    assert secret.stat().st_uid == 0

@@ -137,7 +137,7 @@ class Held:
             except BlockingIOError:
                 return None
             except ConnectionResetError:
-                word = b""
+                continue  # init left our word unread; the kernel says so once, before init's own last words
             if word[:1] == b"X" and len(word) == _START.size:
                 _, seconds, nanoseconds = _START.unpack(word)
                 self.released_at = seconds + nanoseconds / 1e9

@@ -208,6 +208,7 @@ class Docker:
         host = self.client.create_host_config(
             binds=binds,
             network_mode="default" if run.network else "none",
+            cgroupns="private",
             cap_drop=["ALL"],
             security_opt=["no-new-privileges", f"seccomp={seccomp.profile()}"],
             log_config=docker.types.LogConfig(type="none"),

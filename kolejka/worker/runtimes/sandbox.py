@@ -8,8 +8,8 @@ could not reach (below a home, say) are mounted once more in the worker's own mo
 
 The world without an image: the node's ``/usr`` (and ``/bin``, ``/lib*``, ``/sbin`` as they are there) and a small
 ``/etc`` of our own, all read-only. With an image: its unpacked root as the lower layer of an overlay whose upper
-layer is private. In both a minimal ``/dev`` with the device files of the task's GPUs, a fresh ``/proc``, and the
-working folder at ``/task``. The driver's libraries are the node's own or the image's.
+layer is private. In both a minimal ``/dev`` with the device files of the task's GPUs, a fresh ``/proc``
+with a read-only ``/proc/sys``, and the working folder at ``/task``. A GPU's libraries are the node's or the image's.
 
 Whatever is writable beside the working folder (``/tmp``, ``/dev/shm``, the overlay's upper layer) lies in one
 *scratch* folder. With a storage limit and as root it is a memory file system of that size, which the kernel bounds
@@ -242,7 +242,7 @@ class Sandbox:
                 for name in ("resolv.conf", "hosts"):
                     options += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
             options += ["--bind", str(private_folder(scratch / "tmp", run.uid, 0o1777)), "/tmp"]
-            options += ["--proc", "/proc", "--dev", "/dev"]
+            options += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"]
             for name, device in run.devices.items():
                 options += ["--dev-bind", str(mounts.reach(device)), f"/dev/{name}"]
             options += ["--remount-ro", "/dev"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import socket
+import struct
 import tarfile
 import threading
 from dataclasses import replace
@@ -19,6 +21,7 @@ from kolejka.common.result import Outcome
 from kolejka.common.stats import GpuStats
 from kolejka.worker.gpus import Gpus
 from kolejka.worker.perform import SESSION_ENFORCES, WORKER_ENFORCES, Tools
+from kolejka.worker.runtimes.base import Run, RunningTask
 from tests.conformance.runtimes.conftest import Execute, Subject
 from tests.neighbours.nvml import MIB, Driver
 from tests.support import wait_until
@@ -82,6 +85,40 @@ def test_what_cannot_be_executed_failed_with_126_and_says_why(
     done = execute(["./program"], files={"program": {"content": content, "executable": executable}})
     assert done.verdict == ("failed", None, 126)
     assert words in (done.result.message or "")
+
+
+def test_a_program_for_another_machine_failed_with_126_and_says_why(execute: Execute) -> None:
+    foreign = (
+        b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 2, 243, 1, 0, 64, 0, 0, 64, 56, 0, 0, 0, 0)
+    )
+    done = execute(
+        ["./program"], local={"program": foreign}, files={"program": {"path": "program", "executable": True}}
+    )
+    assert done.verdict == ("failed", None, 126)
+    assert "machine" in (done.result.message or "")
+
+
+def test_a_folder_is_no_program(execute: Execute) -> None:
+    done = execute(["./folder"], files={"folder/file": {"content": ""}})
+    assert done.verdict == ("failed", None, 126)
+    assert "./folder" in (done.result.message or "")
+
+
+@pytest.mark.parametrize(("ordered", "verdict"), [(True, "cancelled"), (False, "signaled")])
+def test_killed_before_its_first_instruction(
+    execute: Execute, subject: Subject, monkeypatch: pytest.MonkeyPatch, ordered: bool, verdict: str
+) -> None:
+    start, button = subject.runtime.start, Button()
+
+    def start_and_kill(run: Run) -> RunningTask:
+        held = start(run)
+        button.press() if ordered else os.kill(held.pid, signal.SIGKILL)
+        return held
+
+    monkeypatch.setattr(subject.runtime, "start", start_and_kill)
+    done = execute(sh("echo ran"), orders=button if ordered else None)
+    assert done.verdict[:2] == (verdict, None)
+    assert ordered or (done.verdict[2], done.stdout) == (137, "")
 
 
 def test_a_program_of_the_task_runs_by_its_relative_path(execute: Execute) -> None:
@@ -287,6 +324,16 @@ def test_a_sparse_file_counts_in_full(execute: Execute) -> None:
     assert done.verdict[:2] == ("limit", "workspace")
 
 
+def test_a_hole_that_no_disk_could_hold_is_not_collected_even_where_nothing_is_limited(execute: Execute) -> None:
+    done = execute(
+        sh("dd if=/dev/zero of=hole bs=1 count=1 seek=4000000000000 2>/dev/null; echo x > small"),
+        collect=[{"glob": "**"}],
+    )
+    assert done.verdict == ("ok", None, 0)
+    assert done.result.skipped == {"hole": "over the size limit"}
+    assert "small" in done.result.files
+
+
 def test_input_files_larger_than_the_workspace_are_an_error_of_input(execute: Execute) -> None:
     with pytest.raises(InputError, match=r"limits\.workspace"):
         execute(["true"], local={"big": b"x" * 100_000}, files=["big"], limits={"workspace": "20K"})
@@ -452,6 +499,31 @@ def test_the_payload_is_not_root_and_has_no_capability(execute: Execute, subject
     assert {fields[f"Cap{name}"] for name in ("Inh", "Prm", "Eff", "Amb")} == {"0" * 16}
     assert fields["NoNewPrivs"] == "1"
     assert fields["Seccomp"] == "2"
+
+
+@isolating
+def test_every_namespace_is_its_own(execute: Execute, subject: Subject) -> None:
+    names = ["pid", "ipc", "uts", "net", "mnt", "cgroup"]
+    if subject.name == "sandbox":
+        names.append("user")
+    done = execute(sh(f"for n in {' '.join(names)}; do readlink /proc/self/ns/$n; done"))
+    assert len(done.stdout.split()) == len(names)
+    assert not set(done.stdout.split()) & {os.readlink(f"/proc/self/ns/{name}") for name in names}
+
+
+@isolating
+def test_dev_is_minimal_and_holds_no_disk(execute: Execute) -> None:
+    done = execute(sh("ls /dev; find /dev -type b"))
+    usual = {"console", "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin",
+             "stdout", "tty", "urandom", "zero"}  # fmt: skip
+    assert set(done.stdout.split()) <= usual
+
+
+@isolating
+def test_nothing_below_proc_sys_can_be_written(execute: Execute) -> None:
+    # Some belong to the payload's own namespaces. Opened, and nothing written.
+    script = "find /proc/sys -type f 2>/dev/null | while read -r f; do (: >> $f) 2>/dev/null && echo $f; done; echo end"
+    assert execute(sh(script)).stdout == "end\n"
 
 
 @isolating
