@@ -16,6 +16,7 @@ from kolejka.server.following import Following
 from kolejka.server.metrics import Metrics
 from kolejka.server.rates import Rates
 from kolejka.server.scheduling.claims import Classes, Moment, Rules
+from kolejka.server.scheduling.clock import SharedClock
 from kolejka.server.storage.base import Announcement, Store
 from kolejka.server.storage.blob_folder import BlobFolder
 from kolejka.server.storage.database import Database
@@ -48,8 +49,7 @@ class Bridge:
 class Deps:
     """The server's parts.
 
-    ``clock`` gives seconds since the epoch, ``steady`` seconds that never jump; ``anchor`` lies between the two at
-    the start.
+    ``clock`` gives seconds since the epoch, ``steady`` seconds that never jump, ``shared`` those of all servers.
     """
 
     settings: ServerSettings
@@ -65,16 +65,21 @@ class Deps:
     classes: Classes = field(default_factory=Classes)
     clock: Clock = time.time
     steady: Clock = time.monotonic
-    anchor: float = 0.0
+    shared: SharedClock = field(default_factory=lambda: SharedClock(time.monotonic, 0.0))
 
     def now(self) -> Moment:
         """Now, on both clocks."""
-        return Moment(self.clock(), self.anchor + self.steady())
+        return Moment(self.clock(), self.shared.now())
 
     @property
     def rules(self) -> Rules:
         """The numbers that claims go by."""
         return Rules(self.settings.heartbeat, self.settings.deadline_margin, self.settings.attempts)
+
+
+def round_s(settings: ServerSettings) -> float:
+    """How long from one look at the attempts to the next."""
+    return min(5.0, settings.heartbeat / 8)
 
 
 def open_deps(settings: ServerSettings, *, clock: Clock = time.time, steady: Clock = time.monotonic) -> Deps:
@@ -88,5 +93,5 @@ def open_deps(settings: ServerSettings, *, clock: Clock = time.time, steady: Clo
     return Deps(
         settings, store, blobs, wakes, bridge, doorkeeper, Metrics(), Following(store, wakes, steady),
         Rates(settings.rate, steady), Hosts.parse(settings.callback_hosts), clock=clock, steady=steady,
-        anchor=clock() - steady(),
+        shared=SharedClock(steady, 2 * round_s(settings) + 1),
     )  # fmt: skip

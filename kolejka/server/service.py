@@ -1,7 +1,10 @@
 """What the server does without being asked: it watches the two clocks of every attempt, calls back, and forgets events.
 
-Time in which the server itself could hear nobody does not count against nodes: when it starts, and when its own loop
-stood still (a stopped process), every attempt's clocks are moved by that much. Leases go by a clock that never jumps.
+Every process of every server does all of it; whoever comes first has it in hand. Leases go by a clock that the servers
+share (``scheduling.clock``), which each round winds: time in which nobody could be heard does not count against nodes.
+
+Each round also looks for what announcements should have told: classes of tasks that wait although a claim here would
+take them, and results that somebody here waits for. A word of another process that got lost costs one round.
 """
 
 from __future__ import annotations
@@ -12,17 +15,12 @@ import logging
 
 from kolejka.common.errors import KolejkaError
 from kolejka.server.calling import Calls
-from kolejka.server.deps import Deps
+from kolejka.server.deps import Deps, round_s
 from kolejka.server.scheduling import claims
-from kolejka.server.storage import events, leases
-from kolejka.server.storage.base import Connection, ask
+from kolejka.server.storage import events, leases, tasks
+from kolejka.server.storage.base import Announcement, Connection, TaskDone, TaskWaiting, ask
 
 logger = logging.getLogger("kolejka.server")
-
-
-def lost_time(passed_s: float, interval_s: float) -> float:
-    """By how much the attempts' clocks move after a round that was to take ``interval_s`` and took ``passed_s``."""
-    return passed_s - interval_s if passed_s > 2 * interval_s + 1 else 0.0
 
 
 class Service:
@@ -32,20 +30,15 @@ class Service:
         self._deps = deps
         self._watching: asyncio.Task[None] | None = None
         self._calls = Calls(deps)
-        self.interval_s = min(5.0, deps.settings.heartbeat / 8)
+        self.interval_s = round_s(deps.settings)
 
     async def start(self) -> None:
-        """Begin to watch. Attempts that run get a full heartbeat's time from now: their nodes could not reach us."""
+        """Begin to watch."""
         if self._watching is not None:
             return
         self._deps.bridge.connect(asyncio.get_running_loop())
-        now = self._deps.now().steady
-
-        def work(db: Connection) -> int:
-            last = leases.last_heard(db)
-            return claims.excuse(db, now - last) if last is not None else 0
-
-        running = await ask(self._deps.store.write(work))
+        await self._wind()
+        running = await ask(self._deps.store.read(leases.count))
         logger.info("server started", extra={"running": running})
         self._watching = asyncio.create_task(self._watch())
         self._calls.start()
@@ -68,27 +61,47 @@ class Service:
         logger.info("server stopped")
 
     async def _watch(self) -> None:
-        last = self._deps.steady()
         while True:
             await asyncio.sleep(self.interval_s)
-            now = self._deps.steady()
-            excuse_s, last = lost_time(now - last, self.interval_s), now
             try:
-                if excuse_s:
-                    running = await ask(self._deps.store.write(lambda db, by=excuse_s: claims.excuse(db, by)))  # type: ignore[misc] # by is a float
-                    logger.warning("time was lost", extra={"seconds": round(excuse_s, 1), "running": running})
+                await self._wind()
                 await self.rescue()
+                await self._look_again()
                 before = self._deps.clock() - self._deps.settings.keep_events
                 if await ask(self._deps.store.read(lambda db, at=before: events.is_old(db, at))):  # type: ignore[misc] # at is a float
                     await ask(self._deps.store.write(lambda db, at=before: events.sweep(db, at)))  # type: ignore[misc] # the same
             except KolejkaError as error:  # the database is away: the next round tries again
                 logger.warning("attempts cannot be watched", extra={"error": str(error)})
 
+    async def _wind(self) -> None:
+        """Bring the shared clock to where the servers are."""
+        clock, at = self._deps.shared, self._deps.steady()
+        now, lost_s = clock.now(), clock.lost()
+        clock.looked(await ask(self._deps.store.write(lambda db: leases.wind(db, now))), at)
+        if now and lost_s:
+            logger.warning("time was lost", extra={"seconds": round(lost_s, 1)})
+
+    async def _look_again(self) -> None:
+        """Deliver what an announcement should have told those who wait here."""
+        wakes = self._deps.wakes
+        awaited = wakes.awaited_results()
+        if not (awaited or wakes.waiting_claims):
+            return
+
+        def work(db: Connection) -> list[Announcement]:
+            waiting = {(queue, signature) for queue, signature, *_ in tasks.waiting_groups(db)}
+            done = [TaskDone(task_id) for task_id in tasks.done_among(db, awaited)]
+            return [*done, *(TaskWaiting(*one) for one in sorted(waiting))]
+
+        wakes.deliver(await ask(self._deps.store.read(work)))
+
     async def rescue(self) -> int:
         """Take back the attempts on which a clock has run out; how many."""
         deps, now = self._deps, self._deps.now()
         silent_before = now.steady - deps.rules.heartbeat_s
-        if not await ask(deps.store.read(lambda db: leases.watched(db, silent_before=silent_before, now=now.steady))):
+        if not await ask(
+            deps.store.read(lambda db: leases.is_watched(db, silent_before=silent_before, now=now.steady))
+        ):
             return 0
         rescued = await ask(deps.store.write(lambda db: claims.rescue(db, deps.rules, now)))
         for entry in rescued:

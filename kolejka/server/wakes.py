@@ -19,7 +19,15 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from kolejka.server.storage.base import AccessChanged, Announcement, CancelAsked, TaskDone, TaskWaiting
+from kolejka.server.storage.base import (
+    AccessChanged,
+    Announcement,
+    CancelAsked,
+    Missed,
+    NodeChanged,
+    TaskDone,
+    TaskWaiting,
+)
 
 
 @dataclass(eq=False)
@@ -158,11 +166,11 @@ class Wakes:
                 case TaskDone(task_id):
                     for waiter in self._results.get(task_id, ()):
                         waiter.woken.set()
-                case CancelAsked(node):
+                case CancelAsked(node) | NodeChanged(node):
                     self.node_changed(node)
                 case TaskWaiting():
                     self._wake_one(announcement)
-                case AccessChanged():
+                case AccessChanged() | Missed():
                     self.access_changed()
                     self._wake_all()
 
@@ -189,6 +197,10 @@ class Wakes:
     def _wake_all(self) -> None:
         for waiter in (*self._claims, *(w for waiters in self._results.values() for w in waiters), *self._news):
             waiter.woken.set()
+
+    def awaited_results(self) -> list[str]:
+        """The tasks for whose results somebody waits."""
+        return list(self._results)
 
     @property
     def waiting_claims(self) -> int:

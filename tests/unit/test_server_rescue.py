@@ -7,7 +7,6 @@ import pytest
 from kolejka.common.result import Outcome
 from kolejka.common.task import Retry
 from kolejka.server.scheduling.rescue import Loss, Next, Watched, after_loss, after_result, loss
-from kolejka.server.service import lost_time
 
 ONCE_MORE = Retry(1, ("failed", "limit"))
 
@@ -62,8 +61,3 @@ def test_the_retry_policy_decides_after_a_result(
     outcome: Outcome, retries: int, retry: Retry, cancelled: bool, expected: Next
 ) -> None:
     assert after_result(outcome, retries=retries, retry=retry, cancelled=cancelled) is expected
-
-
-@pytest.mark.parametrize(("passed_s", "expected"), [(5.0, 0.0), (5.2, 0.0), (10.9, 0.0), (11.1, 6.1), (300.0, 295.0)])
-def test_a_standstill_of_the_server_is_not_the_nodes_fault(passed_s: float, expected: float) -> None:
-    assert lost_time(passed_s, 5.0) == pytest.approx(expected)

@@ -19,7 +19,7 @@ from kolejka.server.scheduling import claims
 from kolejka.server.scheduling.claims import Claim, Claimed
 from kolejka.server.scheduling.match import Offer, wants
 from kolejka.server.storage import leases, nodes
-from kolejka.server.storage.base import Connection, TaskWaiting, ask
+from kolejka.server.storage.base import Connection, NodeChanged, TaskWaiting, ask
 from kolejka.server.storage.leases import Held
 from kolejka.server.storage.nodes import NodeWords
 from kolejka.server.wakes import wait
@@ -119,6 +119,7 @@ async def claim(deps: Deps, call: Call) -> Answer:
             claimed = await ask(deps.store.write(look))
             deps.metrics.claim_s.observe(deps.steady() - began)
             arrives, open_to = False, claimed.offer
+            request = replace(request, turn=claimed.turn)
             waiter.given = tuple(given.lease for given in claimed.given)
             if claimed.given or claimed.cancel or deps.wakes.closing:
                 break
@@ -139,12 +140,14 @@ async def claim(deps: Deps, call: Call) -> Answer:
 async def heartbeat(deps: Deps, call: Call) -> Answer:
     """Say that a node lives and which leases it holds; learn which are lost and which to stop."""
     words, now = _words(call.body, call.body.get("state", "active")), deps.now()
-    beat = await ask(deps.store.write(
-        lambda db: claims.heartbeat(db, words, call.caller.user_id, call.body["leases"], now, rules=deps.rules)
-    ))  # fmt: skip
+
+    def work(db: Connection) -> claims.Beat:
+        if words.state != "active":
+            db.announce(NodeChanged(words.name))
+        return claims.heartbeat(db, words, call.caller.user_id, call.body["leases"], now, rules=deps.rules)
+
+    beat = await ask(deps.store.write(work))
     deps.wakes.heard(words.name, deps.steady())
-    if words.state != "active":
-        deps.wakes.node_changed(words.name)
     return Answer(json={
         "lost": beat.lost, "cancel": beat.cancel, "heartbeat_s": deps.settings.heartbeat, "asked": beat.asked,
     })  # fmt: skip
@@ -159,18 +162,19 @@ async def put_result(deps: Deps, call: Call) -> Answer:
         result = result.replace(message=result.message.encode(errors="replace").decode().replace("\0", "?"))
     handed = claims.Handed.of(result)
 
-    def work(db: Connection) -> tuple[Held, str, bool]:
+    def work(db: Connection) -> tuple[Held, str]:
         held, state = claims.accept(db, lease, call.caller.user_id, handed, now)
-        return held, state, leases.any_on(db, held.node)
+        busy = leases.any_on(db, held.node)
+        if not busy:
+            db.announce(NodeChanged(held.node))
+        return held, state
 
     try:
-        held, state, busy = await ask(deps.store.write(work))
+        held, state = await ask(deps.store.write(work))
     except Conflict:
         deps.metrics.refused.inc()
         logger.warning("result refused", extra={"lease": lease, "by": call.caller.user})
         raise
-    if not busy:
-        deps.wakes.node_changed(held.node)
     if held.state == "running":
         deps.metrics.results.labels(result.outcome.value).inc()
         logger.info(
@@ -185,10 +189,13 @@ async def release(deps: Deps, call: Call) -> Answer:
     """Give an attempt back that was not started: the task waits again."""
     lease, now = whole(call.path["lease"], "lease"), deps.now()
     message = plain(call.body["message"])
-    held, state = await ask(deps.store.write(
-        lambda db: claims.release(db, lease, call.caller.user_id, message, now)
-    ))  # fmt: skip
-    deps.wakes.node_changed(held.node)  # its figures are free again, and perhaps it is idle
+
+    def work(db: Connection) -> tuple[Held, str]:
+        held, state = claims.release(db, lease, call.caller.user_id, message, now)
+        db.announce(NodeChanged(held.node))  # its figures are free again, and perhaps it is idle
+        return held, state
+
+    held, state = await ask(deps.store.write(work))
     logger.info(
         "attempt given back", extra={"task": held.task_id, "lease": lease, "node": held.node, "reason": message}
     )
@@ -238,10 +245,10 @@ async def _ask_node(deps: Deps, call: Call, asked: str | None) -> Answer:
 
     def work(db: Connection) -> dict[str, Any]:
         nodes.ask(db, name, asked)
+        db.announce(NodeChanged(name))
         record(db, caller, "node.drain" if asked else "node.resume", name, now)
         return nodes.listing(db, name)[0]
 
     found = await ask(deps.store.write(work))
-    deps.wakes.node_changed(name)
     logger.info("node asked", extra={"node": name, "asked": asked or "resume", "by": caller.user})
     return Answer(json=_node_json(found, now, deps.settings.heartbeat))

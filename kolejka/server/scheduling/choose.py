@@ -64,6 +64,8 @@ def choose(
         if place not in numbers:
             numbers[place] = list(reversed(oldest(group, slots - len(chosen))))
         waiting = numbers[place]
+        if not waiting:
+            continue  # others were faster
         chosen.append(Choice(waiting.pop(), group))
         if group.signature.exclusive:
             break

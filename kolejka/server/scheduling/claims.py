@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from kolejka.common.task import Retry
 from kolejka.server.scheduling.choose import Choice, Group, choose
 from kolejka.server.scheduling.match import Offer, Signature, can_ever_run, take
 from kolejka.server.scheduling.rescue import Loss, Next, Watched, after_loss, after_result, loss
-from kolejka.server.storage import blobs, events, leases, nodes, tasks
+from kolejka.server.storage import blobs, events, leases, nodes, tasks, users
 from kolejka.server.storage.base import CancelAsked, Connection, TaskWaiting
 from kolejka.server.storage.leases import Held
 from kolejka.server.storage.nodes import NodeWords
@@ -39,7 +39,8 @@ _RELEASED = "released"
 class Claim:
     """A node's request: at most ``slots`` tasks of ``queues`` (none named: all) that fit its offer.
 
-    The offer knows nothing of the leases ``unknown``: they were given while it was on its way.
+    The offer knows nothing of the leases ``unknown``: they were given while it was on its way. ``turn`` is the number
+    that the claim was given when it arrived.
     """
 
     user_id: int
@@ -48,6 +49,7 @@ class Claim:
     slots: int
     queues: frozenset[str] = frozenset()
     unknown: frozenset[int] = frozenset()
+    turn: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Claimed:
     cancel: tuple[int, ...] = ()
     offer: Offer | None = None
     over: bool = False
+    turn: int = 0
     asked: str | None = None
 
 
@@ -100,10 +103,11 @@ class Rules:
 
 @dataclass(frozen=True)
 class Moment:
-    """Now, on two clocks, both in seconds since the epoch.
+    """Now, on two clocks, both in seconds.
 
-    ``wall`` is for records. ``steady`` starts at the same value with the process and never jumps: leases go by it, so
-    that a clock that is set, or a machine that sleeps, loses nobody's attempts.
+    ``wall`` is for records, since the epoch. ``steady`` is the clock that the servers of one database share and that
+    stands still while none of them runs (``kolejka.server.scheduling.clock``): leases go by it, so that a clock that is
+    set, a machine that sleeps, or a server that was away, loses nobody's attempts.
     """
 
     wall: float
@@ -169,30 +173,35 @@ def claim(
     node = request.words.name
     if arrives:
         nodes.heard(db, request.words, request.user_id, now.wall, silent_before=now.wall - rules.heartbeat_s)
+    turn = nodes.claims(db, node) if arrives else request.turn
     cancel = tuple(leases.cancelled(db, node))
-    if not nodes.takes_tasks(db, node):
-        return Claimed(cancel=cancel, over=True, asked=nodes.asked(db, node))
+    if not nodes.takes_tasks(db, node, turn):
+        return Claimed(cancel=cancel, over=True, turn=turn, asked=nodes.asked(db, node))
     if leases.exclusive_on(db, node):
-        return Claimed(cancel=cancel)
+        return Claimed(cancel=cancel, turn=turn)
     free, slots = request.offer.free, request.slots
     for signature in leases.signatures(db, request.unknown):
         free, slots = take(free, classes.signature(db, signature)), slots - 1
     offer = replace(request.offer, free=free, idle=request.offer.idle and not leases.any_on(db, node))
     groups = _possible(db, request, classes)
     if not groups or slots <= 0:
-        return Claimed(cancel=cancel, offer=offer if slots > 0 else None)
-    chosen = choose(
-        groups,
-        lambda group, count: tasks.oldest(
-            db, group.queue, group.signature.id, rank=group.rank, owner_id=group.owner, count=count
-        ),
-        free=free,
-        slots=slots,
-        idle=offer.idle,
-        running=leases.running_by_owner(db),
-    )
-    given = [_give(db, choice, node, rules, now) for choice in chosen]
-    return Claimed(tuple(given), cancel, offer)
+        return Claimed(cancel=cancel, offer=offer if slots > 0 else None, turn=turn)
+    running = leases.running_by_owner(db)
+    elsewhere: set[int] = set()  # what other servers are giving away just now
+
+    def oldest(group: Group, count: int) -> list[int]:
+        numbers = tasks.oldest(
+            db, group.queue, group.signature.id, rank=group.rank, owner_id=group.owner, count=count + len(elsewhere)
+        )
+        return [number for number in numbers if number not in elsewhere][:count]
+
+    while True:  # decided on what is seen, then taken; what somebody else has in hand is left out, and decided anew
+        chosen = choose(groups, oldest, free=free, slots=slots, idle=offer.idle, running=running)
+        numbers = {choice.number for choice in chosen}
+        lost = numbers - tasks.take_waiting(db, numbers)
+        if not lost:
+            return Claimed(tuple(_give(db, chosen, node, rules, now)), cancel, offer, turn=turn)
+        elsewhere |= lost
 
 
 def _possible(db: Connection, request: Claim, classes: Classes) -> list[Group]:
@@ -211,20 +220,26 @@ def _possible(db: Connection, request: Claim, classes: Classes) -> list[Group]:
     return found
 
 
-def _give(db: Connection, choice: Choice, node: str, rules: Rules, now: Moment) -> Given:
-    number, group = choice.number, choice.group
-    spec = tasks.spec(db, number)
-    time_s = spec.get("limits", {}).get("time")
-    deadline_s = None if time_s is None else time_s + rules.deadline_margin_s
-    lease = leases.begin(
-        db, number, group.owner, node, exclusive=group.signature.exclusive, wall=now.wall, steady=now.steady,
-        deadline_s=deadline_s,
+def _give(db: Connection, chosen: Sequence[Choice], node: str, rules: Rules, now: Moment) -> list[Given]:
+    """Begin attempts at tasks that were seen waiting, and are in hand, in this transaction."""
+    if not chosen:
+        return []
+    specs = tasks.specs(db, [choice.number for choice in chosen])
+    owners = users.names(db, {choice.group.owner for choice in chosen})
+    deadlines = {}
+    for number, spec in specs.items():
+        time_s = spec.get("limits", {}).get("time")
+        deadlines[number] = None if time_s is None else time_s + rules.deadline_margin_s
+    begun = leases.begin(
+        db,
+        [leases.Begun(c.number, c.group.owner, c.group.signature.exclusive, deadlines[c.number]) for c in chosen],
+        node, wall=now.wall, steady=now.steady,
     )  # fmt: skip
-    moved = tasks.move(db, number, TaskState.RUNNING, now=now.wall, lease=lease, node=node, started_at=now.wall)
-    assert moved  # it was seen waiting in this transaction
-    owner = db.row("SELECT name FROM users WHERE id = ?", group.owner)
-    assert owner is not None  # users are never deleted
-    return Given(lease, spec["id"], owner[0], spec, deadline_s)
+    tasks.run(db, begun, node, now.wall)
+    return [
+        Given(begun[c.number], specs[c.number]["id"], owners[c.group.owner], specs[c.number], deadlines[c.number])
+        for c in chosen
+    ]
 
 
 def heartbeat(
@@ -258,7 +273,7 @@ class Handed:
 
 def _show_lease(db: Connection, lease: int, user_id: int) -> Held:
     """The attempt behind a lease. NotFound when it is another user's, Conflict when there is none (any more)."""
-    held = leases.held(db, lease) if lease < 1 << 62 else None
+    held = leases.take_in_hand(db, lease) if lease < 1 << 62 else None
     if held is None:
         raise Conflict(f"the lease {lease} is not held by anybody; throw its result away")
     if held.user_id != user_id:
@@ -359,6 +374,7 @@ def _finish_without_result(
 
 def cancel(db: Connection, found: tasks.Found, now: Moment) -> None:
     """End a waiting task at once; ask for the end of a running one. Conflict when it is done."""
+    found = tasks.take_in_hand(db, found.number) or found
     if found.state is TaskState.DONE:
         raise Conflict("this task is done; there is nothing to cancel")
     if found.state is TaskState.WAITING:
@@ -375,12 +391,12 @@ def cancel(db: Connection, found: tasks.Found, now: Moment) -> None:
 
 
 def rescue(db: Connection, rules: Rules, now: Moment) -> list[Rescued]:
-    """Take back every attempt on which a clock has run out."""
+    """Take back every attempt on which a clock has run out. Any number of servers may do so at the same time."""
     rescued = []
     silent_before = now.steady - rules.heartbeat_s
     for lease, heartbeat_at, deadline_at in leases.watched(db, silent_before=silent_before, now=now.steady):
         why = loss(Watched(heartbeat_at, deadline_at), now=now.steady, heartbeat_s=rules.heartbeat_s)
-        held = leases.held(db, lease)
+        held = leases.take_in_hand(db, lease)
         if why is not None and held is not None:
             rescued.append(_take_back(db, held, why, rules, now))
     return rescued
@@ -406,8 +422,3 @@ def _take_back(db: Connection, held: Held, why: Loss, rules: Rules, now: Moment)
         count = f"{losses} attempts were" if losses > 1 else "an attempt was"
         _finish_without_result(db, held.number, held.task_id, Outcome.ERROR, message=f"{count} lost ({told})", now=now)
     return Rescued(held.lease, held.task_id, held.node, why.value, then)
-
-
-def excuse(db: Connection, seconds: float) -> int:
-    """Move every attempt's clocks by the time in which the server heard nobody; how many attempts run."""
-    return leases.shift(db, seconds)

@@ -105,7 +105,9 @@ Work = Callable[[Connection], T]
 
 
 class Store(Protocol):
-    """A database. Safe to use from every thread."""
+    """A database. Safe to use from every thread. ``alone``: no other store may write to it at the same time."""
+
+    alone: bool
 
     def write(self, work: Work[T]) -> Future[T]:
         """Do a work in a transaction of its own.

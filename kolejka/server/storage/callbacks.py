@@ -50,7 +50,7 @@ def take(db: Connection, now: float, until: float, most: int) -> list[Due]:
     """Due calls, which nobody else takes before ``until``."""
     rows = db.rows(
         "UPDATE callbacks SET due_at = ?, tries = tries + 1 WHERE due_at <= ? AND number IN"
-        " (SELECT number FROM callbacks WHERE due_at <= ? ORDER BY due_at LIMIT ?)"
+        " (SELECT number FROM callbacks WHERE due_at <= ? ORDER BY due_at LIMIT ? FOR UPDATE SKIP LOCKED)"
         " RETURNING number, task_id, url, lease, outcome, finished_at, tries,"
         " (SELECT secret FROM callback_secrets s WHERE s.user_id = callbacks.owner_id)",
         until, now, now, most,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,29 +39,39 @@ _HELD = (
 )
 
 
-def held(db: Connection, lease: int) -> Held | None:
-    """The attempt of a lease, whatever its state."""
-    row = db.row(_HELD + " WHERE a.lease = ?", lease)
+def take_in_hand(db: Connection, lease: int) -> Held | None:
+    """The attempt of a lease, whatever its state; it and its task change only here until this transaction ends."""
+    row = db.row(_HELD + " WHERE a.lease = ? FOR UPDATE OF a, t", lease)
     return Held(*row) if row else None
 
 
-def begin(
-    db: Connection, number: int, owner_id: int, node: str, *, exclusive: bool, wall: float, steady: float,
-    deadline_s: float | None,
-) -> int:  # fmt: skip
-    """A new attempt at a task; its lease. ``wall`` is for the record, the clocks start at ``steady``."""
-    row = db.row(
-        "INSERT INTO attempts (number, node, state, started_at) VALUES (?, ?, 'running', ?) RETURNING lease",
-        number, node, wall,
-    )  # fmt: skip
-    assert row is not None  # RETURNING gives the row that was made
-    db.run(
+@dataclass(frozen=True)
+class Begun:
+    """A task that an attempt is to be made at."""
+
+    number: int
+    owner_id: int
+    exclusive: bool
+    deadline_s: float | None
+
+
+def begin(db: Connection, begun: Sequence[Begun], node: str, *, wall: float, steady: float) -> dict[int, int]:
+    """New attempts at tasks; task number → lease. ``wall`` is for the record, the clocks start at ``steady``."""
+    given = {number: lease for some in pieces(begun) for number, lease in db.rows(
+        "INSERT INTO attempts (number, node, state, started_at) VALUES "  # noqa: S608 marks
+        + ", ".join(["(?, ?, 'running', ?)"] * len(some)) + " RETURNING number, lease",
+        *(value for one in some for value in (one.number, node, wall)),
+    )}  # fmt: skip
+    db.run_many(
         "INSERT INTO leases (lease, number, owner_id, node, exclusive, heartbeat_at, deadline_at)"
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        row[0], number, owner_id, node, int(exclusive), steady,
-        None if deadline_s is None else steady + deadline_s,
+        [
+            (given[one.number], one.number, one.owner_id, node, int(one.exclusive), steady,
+             None if one.deadline_s is None else steady + one.deadline_s)
+            for one in begun
+        ],
     )  # fmt: skip
-    return int(row[0])
+    return given
 
 
 def end(
@@ -120,23 +130,39 @@ def running_by_owner(db: Connection) -> dict[int, int]:
     return dict(db.rows("SELECT owner_id, COUNT(*) FROM leases GROUP BY owner_id"))
 
 
+def is_watched(db: Connection, *, silent_before: float, now: float) -> bool:
+    """Whether a clock may have run out on an attempt."""
+    return db.row(
+        "SELECT 1 FROM leases WHERE heartbeat_at < ? OR deadline_at < ? LIMIT 1", silent_before, now
+    ) is not None  # fmt: skip
+
+
 def watched(db: Connection, *, silent_before: float, now: float) -> list[tuple[int, float, float | None]]:
-    """Lease, last heartbeat and deadline of the attempts on which a clock may have run out."""
+    """Lease, last heartbeat and deadline of the attempts on which a clock may have run out, in hand.
+
+    Those that somebody else has in hand are left out: they are being renewed, ended or taken back just now.
+    """
     return [tuple(row) for row in db.rows(
-        "SELECT lease, heartbeat_at, deadline_at FROM leases WHERE heartbeat_at < ? OR deadline_at < ? ORDER BY lease",
+        "SELECT l.lease, l.heartbeat_at, l.deadline_at FROM leases l JOIN attempts a ON a.lease = l.lease"
+        " WHERE l.heartbeat_at < ? OR l.deadline_at < ? ORDER BY l.lease FOR UPDATE OF l, a SKIP LOCKED",
         silent_before, now,
     )]  # fmt: skip
 
 
-def shift(db: Connection, seconds: float) -> int:
-    """Move both clocks of every attempt: time in which the server could hear nobody does not count."""
-    return db.run("UPDATE leases SET heartbeat_at = heartbeat_at + ?, deadline_at = deadline_at + ?", seconds, seconds)
+def wind(db: Connection, steady: float) -> float:
+    """Bring the clock that the servers share to here, unless it is further; how far it is."""
+    row = db.row(
+        "UPDATE clock SET steady = CASE WHEN steady < ? THEN ? ELSE steady END WHERE id = 1 RETURNING steady",
+        steady, steady,
+    )  # fmt: skip
+    assert row is not None  # the schema was made with it
+    return float(row[0])
 
 
-def last_heard(db: Connection) -> float | None:
-    """The latest heartbeat of all."""
-    row = db.row("SELECT MAX(heartbeat_at) FROM leases")
-    return row[0] if row else None
+def count(db: Connection) -> int:
+    """How many attempts run."""
+    row = db.row("SELECT COUNT(*) FROM leases")
+    return int(row[0]) if row else 0
 
 
 def history(db: Connection, number: int) -> list[dict[str, Any]]:

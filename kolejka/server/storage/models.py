@@ -145,7 +145,8 @@ class Leases(Table):
 class Nodes(Table):
     """The machines. A name belongs to the user that claimed under it first.
 
-    ``instance`` tells two foremen of one name apart; ``asked`` is what an admin wants of the node: drain, or nothing.
+    ``instance`` tells two foremen of one name apart; ``asked`` is what an admin wants of the node: drain, or nothing;
+    ``claim`` is the number of its newest claim.
     """
 
     name = p.TextField(primary_key=True)
@@ -158,6 +159,14 @@ class Nodes(Table):
     last_seen = p.FloatField()
     instance = p.TextField(null=True)
     asked = p.TextField(null=True)
+    claim = p.BigIntegerField(default=0)
+
+
+class Clock(Table):
+    """The clock that the servers share: its one row says how far it has come. Seconds."""
+
+    id = p.IntegerField(primary_key=True)
+    steady = p.FloatField()
 
 
 class Blobs(Table):
@@ -261,6 +270,6 @@ class CallbackSecrets(Table):
 
 
 TABLES: tuple[Any, ...] = (
-    Users, Tokens, Queues, Signatures, Tasks, Specs, Labels, Results, Attempts, Leases, Nodes, Blobs, Grants,
+    Clock,    Users, Tokens, Queues, Signatures, Tasks, Specs, Labels, Results, Attempts, Leases, Nodes, Blobs, Grants,
     BlobReferences, Accounting, Events, Audit, Callbacks, CallbackSecrets,
 )  # fmt: skip

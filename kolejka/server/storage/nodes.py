@@ -69,9 +69,20 @@ def asked(db: Connection, name: str) -> str | None:
     return row[0] if row else None
 
 
-def takes_tasks(db: Connection, name: str) -> bool:
-    """Whether the node neither drains nor is quarantined, and nobody asked it to drain."""
-    return db.row("SELECT 1 FROM nodes WHERE name = ? AND state = 'active' AND asked IS NULL", name) is not None
+def claims(db: Connection, name: str) -> int:
+    """A claim of a node arrives: its number, larger than those of all before."""
+    row = db.row("UPDATE nodes SET claim = claim + 1 WHERE name = ? RETURNING claim", name)
+    assert row is not None  # it was heard in this transaction
+    return int(row[0])
+
+
+def takes_tasks(db: Connection, name: str, claim: int) -> bool:
+    """Whether the node neither drains nor is quarantined, nobody asked it to drain, and this claim is its newest.
+
+    Until this transaction ends no other gives tasks to the node.
+    """
+    row = db.row("SELECT state = 'active' AND asked IS NULL, claim FROM nodes WHERE name = ? FOR UPDATE", name)
+    return row is not None and bool(row[0]) and row[1] == claim
 
 
 def listing(db: Connection, name: str | None = None, *, owner_id: int | None = None) -> list[dict[str, Any]]:

@@ -224,6 +224,8 @@ class _Session:
 class PostgresStore:
     """A database. ``listener`` hears announcements in the writing threads and in the listening one."""
 
+    alone = False
+
     def __init__(
         self, url: str, listener: Listener = lambda _: None, *, writers: int = WRITERS, readers: int = READERS,
         patience_s: float = PATIENCE_S,

@@ -151,6 +151,8 @@ def taken_and_left(path: Path) -> tuple[list[str], list[str]]:
 class SqliteStore:
     """A database file. ``listener`` hears announcements in the writing thread."""
 
+    alone = True
+
     def __init__(self, path: Path, listener: Listener = lambda _: None) -> None:
         self._listener = listener
         self._path = path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from kolejka.common.errors import InputError
 from kolejka.common.result import Result
 from kolejka.common.states import TASK_TRANSITIONS, TaskState
 from kolejka.server.storage import callbacks, events
-from kolejka.server.storage.base import Connection, TaskDone, TaskWaiting
+from kolejka.server.storage.base import Connection, TaskDone, TaskWaiting, marks, pieces
 from kolejka.server.storage.leases import Held
 from kolejka.server.storage.models import Labels, Specs, Tasks, Users
 
@@ -108,6 +108,13 @@ def move(db: Connection, number: int, to: TaskState, *, now: float, **columns: o
     return moved
 
 
+def run(db: Connection, begun: Mapping[int, int], node: str, now: float) -> None:
+    """Bring tasks that are in hand from waiting to running: number → lease."""
+    for number, lease in begun.items():
+        moved = move(db, number, TaskState.RUNNING, now=now, lease=lease, node=node, started_at=now)
+        assert moved  # it was seen waiting in this transaction
+
+
 def finish(db: Connection, number: int, task_id: str, result: Result, *, text: str, now: float) -> None:
     """The end of a task: its result (``text`` is its JSON) is stored, and those who wait for it are told."""
     moved = move(
@@ -132,6 +139,20 @@ def find(db: Connection, task_id: str) -> Found | None:
     return Found(number, id_, owner_id, TaskState(state), queue, signature, rank, bool(cancelled))
 
 
+def take_in_hand(db: Connection, number: int) -> Found | None:
+    """A task as it is now; it changes only here until this transaction ends."""
+    row = db.row("SELECT id FROM tasks WHERE number = ? FOR UPDATE", number)
+    return find(db, row[0]) if row else None
+
+
+def take_waiting(db: Connection, numbers: Collection[int]) -> set[int]:
+    """Those of these tasks that wait and that nobody else has in hand; they change only here from now on."""
+    return {row[0] for some in pieces(numbers) for row in db.rows(
+        f"SELECT number FROM tasks WHERE state = 'waiting' AND number IN ({marks(some)}) FOR UPDATE SKIP LOCKED",  # noqa: S608 marks
+        *some,
+    )}  # fmt: skip
+
+
 def id_by_key(db: Connection, owner_id: int, key: str) -> str | None:
     """The task that this owner put under an idempotency key."""
     row = db.row("SELECT id FROM tasks WHERE owner_id = ? AND idempotency_key = ?", owner_id, key)
@@ -144,6 +165,20 @@ def spec(db: Connection, number: int) -> dict[str, Any]:
     assert row is not None  # made and deleted with the task
     found: dict[str, Any] = json.loads(row[0])
     return found
+
+
+def done_among(db: Connection, task_ids: Collection[str]) -> list[str]:
+    """Those of these tasks that are done."""
+    return [row[0] for some in pieces(task_ids) for row in db.rows(
+        f"SELECT id FROM tasks WHERE state = 'done' AND id IN ({marks(some)})", *some  # noqa: S608 marks
+    )]  # fmt: skip
+
+
+def specs(db: Connection, numbers: Collection[int]) -> dict[int, dict[str, Any]]:
+    """Number → spec, for several tasks."""
+    return {row[0]: json.loads(row[1]) for some in pieces(numbers) for row in db.rows(
+        f"SELECT number, spec FROM specs WHERE number IN ({marks(some)})", *some  # noqa: S608 marks
+    )}  # fmt: skip
 
 
 def result(db: Connection, number: int) -> dict[str, Any]:

@@ -95,13 +95,15 @@ class Cluster:
 
     def claim(
         self, caller: Caller, node: str = "anvil", *, slots: int = 16, tags: list[str] = [], idle: bool = False,
-        queues: list[str] = [], total: dict[str, object] = {}, free: dict[str, object] = {},
+        queues: list[str] = [], total: dict[str, object] = {}, free: dict[str, object] = {}, turn: int | None = None,
     ) -> Claimed:  # fmt: skip
         amounts = Limits.of(**{"cpus": 64, "memory": "64G", **total})
         offer = Offer(frozenset(tags), amounts, Limits.of(**{**amounts.values, **free}), idle)
         words = NodeWords(node, "active", tuple(tags), dict(amounts.values), dict(offer.free.values))
-        request = Claim(caller.user_id, words, offer, slots, frozenset(queues))
-        return self.store.write(lambda db: claims.claim(db, request, self.rules, self.classes, self.now)).result()
+        request = Claim(caller.user_id, words, offer, slots, frozenset(queues), turn=turn or 0)
+        return self.store.write(lambda db: claims.claim(
+            db, request, self.rules, self.classes, self.now, arrives=turn is None
+        )).result()  # fmt: skip
 
     def heartbeat(self, caller: Caller, leases: list[int], node: str = "anvil") -> claims.Beat:
         words = NodeWords(node, "active", (), {}, {})

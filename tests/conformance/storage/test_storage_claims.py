@@ -395,14 +395,10 @@ def test_an_attempt_given_back_is_no_loss(cluster: Cluster, ala: Caller, smith: 
     assert history(cluster, task_id)[0]["message"] == "draining"
 
 
-def test_time_in_which_the_server_was_away_is_excused(cluster: Cluster, ala: Caller, smith: Caller) -> None:
-    (task_id,) = cluster.put(ala)
-    cluster.claim(smith)
-    cluster.sleep(1000)
-    assert cluster.store.write(lambda db: claims.excuse(db, 1000)).result() == 1
-    assert cluster.rescue() == []
-    cluster.sleep(61)
-    assert [one.task_id for one in cluster.rescue()] == [task_id]
+def test_the_shared_clock_goes_by_the_fastest_and_never_back(cluster: Cluster) -> None:
+    assert cluster.store.read(lambda db: db.row("SELECT steady FROM clock")).result() == (0.0,)
+    told = [cluster.store.write(lambda db, at=at: leases.wind(db, at)).result() for at in (5.0, 3.0, 7.0)]  # type: ignore[misc]
+    assert told == [5.0, 5.0, 7.0]
 
 
 def test_a_clock_that_is_set_loses_nobodys_attempts(cluster: Cluster, ala: Caller, smith: Caller) -> None:
