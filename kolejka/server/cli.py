@@ -34,6 +34,65 @@ def runserver(server: ServerSettings) -> None:
     run_server(server)
 
 
+@command.command()
+@click.option("--check", is_flag=True, help="only say what would be done; exit status 1 when that is anything")
+@settings_options(ServerSettings)
+def migrate(server: ServerSettings, check: bool) -> int:
+    """Bring the database to this version's schema, and say what was done.
+
+    `runserver` does the same at its start. The database of a newer Kolejka is left alone.
+    """
+    from kolejka.server.prepare import locked
+    from kolejka.server.storage.database import Database
+
+    database = Database.of(server)
+    if check:
+        _, left = database.taken_and_left()
+        for step in left:
+            click.echo(f"would take {step}")
+        if not left:
+            click.echo("nothing to do")
+        return 1 if left else 0
+    with locked(server):
+        steps = database.migrate()
+    for step in steps:
+        click.echo(f"took {step}")
+    if not steps:
+        click.echo("nothing to do")
+    return 0
+
+
+@command.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@settings_options(ServerSettings)
+def backup(server: ServerSettings, folder: Path) -> None:
+    """Keep all that the server has accepted in FOLDER, which is empty or not there yet. The server may run.
+
+    Blobs are taken by a second name for the same bytes where the file system allows it.
+    """
+    from kolejka.server.deps import BLOBS
+    from kolejka.server.storage.backup import back_up
+    from kolejka.server.storage.database import Database
+
+    kept = back_up(Database.of(server), Path(server.data) / BLOBS, folder)
+    click.echo(f"{kept.rows['tasks']} tasks, {kept.rows['results']} results, {kept.blobs} blobs")
+
+
+@command.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@settings_options(ServerSettings)
+def restore(server: ServerSettings, folder: Path) -> None:
+    """Make a server's data of the backup in FOLDER, where there is none yet. Its tokens open what they opened."""
+    from kolejka.server.deps import BLOBS
+    from kolejka.server.prepare import locked
+    from kolejka.server.storage.backup import restore as restore_backup
+    from kolejka.server.storage.database import Database
+
+    with locked(server):
+        kept = restore_backup(folder, Database.of(server), Path(server.data) / BLOBS)
+    click.echo(f"{kept.rows['tasks']} tasks, {kept.rows['results']} results, {kept.blobs} blobs")
+
+
 @command.group()
 def token() -> None:
     """Tokens, on the server's own machine."""

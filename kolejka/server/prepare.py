@@ -12,8 +12,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -54,12 +54,7 @@ def prepare(settings: ServerSettings, *, patience_s: float = _LOCK_PATIENCE_S) -
     """
     database = Database.of(settings)
     data = Path(settings.data)
-    try:
-        data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (data / BLOBS).mkdir(exist_ok=True, mode=0o700)
-        lock = os.open(data / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise NodeError(f"cannot be used as the server's folder: {error.strerror}", field=str(data)) from None
+    lock = _open_lock(data)
     alone = _take(lock, data, 0 if database.shared else patience_s, shared=database.shared)
     steps = database.migrate()
     if alone:
@@ -67,6 +62,27 @@ def prepare(settings: ServerSettings, *, patience_s: float = _LOCK_PATIENCE_S) -
     if database.shared:
         fcntl.flock(lock, fcntl.LOCK_SH)
     return Prepared(lock, tuple(steps), _first_admin(settings))
+
+
+def _open_lock(data: Path) -> int:
+    try:
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (data / BLOBS).mkdir(exist_ok=True, mode=0o700)
+        return os.open(data / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise NodeError(f"cannot be used as the server's folder: {error.strerror}", field=str(data)) from None
+
+
+@contextmanager
+def locked(settings: ServerSettings) -> Iterator[None]:
+    """Have the folder to oneself. NodeError when a server uses it and the database is an embedded one."""
+    data = Path(settings.data)
+    lock = _open_lock(data)
+    _take(lock, data, 0, shared=Database.of(settings).shared)
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def check_settings(settings: ServerSettings) -> None:

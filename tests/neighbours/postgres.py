@@ -6,6 +6,7 @@ not pass to where the wheel lies, so what it needs is copied into a folder of it
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -16,6 +17,8 @@ import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+
+import psutil
 
 from tests.neighbours.processes import Program
 
@@ -128,7 +131,12 @@ class Postgres:
     def kill(self) -> None:
         """SIGKILL all of it, as a machine that loses its power would."""
         assert self._program is not None
+        family = psutil.Process(self._program.pid).children(recursive=True)  # each backend has a group of its own
         self._program.kill()
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):  # gone with the first
+                process.kill()
+        psutil.wait_procs(family, 30)
 
     def restart(self) -> None:
         """End it at once, as an administrator would, and start it again."""

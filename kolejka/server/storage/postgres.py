@@ -1,18 +1,19 @@
 """The scaled engine: PostgreSQL through psycopg, many server processes and hosts on one database.
 
 A few threads write and a few read, each with a connection of its own. A work is one transaction: READ COMMITTED for
-those that write, one read-only snapshot for those that read. Round trips are what costs, so ``BEGIN`` asks for the
-transaction's number with it, and the announcements leave with ``COMMIT``.
+those that write, one read-only snapshot for those that read. Round trips are what costs, so what begins and what ends
+a transaction goes with ``BEGIN`` and ``COMMIT``.
 
 *What is tried again.* A deadlock, a serialization failure, a row that another transaction made under the same key: the
 work is done again, and sees what the other did. A connection that breaks before ``COMMIT`` was sent: nothing has
 happened, so the work is done again on a new connection, until the patience counted from its arrival has run out.
 
-*Whose fate is unknown.* A connection that breaks while ``COMMIT`` is under way may or may not have committed. The
-transaction's number tells (``pg_xact_status``): on a new connection the database is asked, and the work is
-acknowledged, or done again, or, while the old backend is still at it, asked about once more. Only when the database
-stays away until the end of the patience is the caller told so; callers repeat, and keys, lease numbers and digests of
-results make the repetition the same as the first.
+*Whose fate is unknown.* A connection that breaks while ``COMMIT`` is under way may or may not have committed. So each
+writing thread has a row in ``writers``, in which each of its transactions writes its number. On a new connection the
+old backend is ended, if it is still there, and the row is touched, which waits for it: if the number stands there, the
+work is acknowledged, else it is done again. (PostgreSQL's own numbers of transactions do not tell: after a crash they
+are given once more.) Only when the database stays away until the end of the patience is the caller told so; callers
+repeat, and keys, lease numbers and digests of results make the repetition the same as the first.
 
 *Who hears.* Announcements go to this process's listener at once, and to the others by one NOTIFY for each
 transaction, which carries this process's mark so that it passes over its own. When the listening connection was lost,
@@ -77,6 +78,10 @@ _GONE: Final = (
     errors.AdminShutdown, errors.CrashShutdown, errors.CannotConnectNow, errors.IdleInTransactionSessionTimeout,
     errors.ReadOnlySqlTransaction,  # what was the primary is none any more
 )  # fmt: skip
+_BEGIN: Final = sql.SQL(
+    "BEGIN; INSERT INTO writers (writer, number, at) VALUES ({0}, {1}, now()) ON CONFLICT (writer)"
+    " DO UPDATE SET number = {1}, at = now()"
+)
 _KINDS: Final = {kind.__name__: kind for kind in get_args(Announcement)}
 
 
@@ -168,11 +173,11 @@ def unpack(text: str) -> tuple[str, list[Announcement]]:
     return sender, found
 
 
-def _connect(url: str) -> psycopg.Connection[Row]:
+def _connect(url: str, name: str) -> psycopg.Connection[Row]:
     """A new session."""
     raw = psycopg.connect(
-        url, autocommit=True, connect_timeout=5, application_name="kolejka-server", keepalives=1, keepalives_idle=10,
-        keepalives_interval=5, keepalives_count=3, tcp_user_timeout=20_000,
+        url, autocommit=True, connect_timeout=5, application_name=f"kolejka-server {name}", keepalives=1,
+        keepalives_idle=10, keepalives_interval=5, keepalives_count=3, tcp_user_timeout=20_000,
     )  # fmt: skip
     try:
         raw.execute("; ".join(f"SET {name} = '{value}'" for name, value in _SESSION.items()))
@@ -196,9 +201,11 @@ class _Lost(Exception):
 
 
 class _Session:
-    """One connection that comes back."""
+    """One connection that comes back. ``number`` counts its transactions that write."""
 
     def __init__(self, url: str, closing: threading.Event) -> None:
+        self.name = secrets.token_hex(8)
+        self.number = 0
         self._url = url
         self._closing = closing
         self._raw: psycopg.Connection[Row] | None = None
@@ -207,11 +214,20 @@ class _Session:
         """The connection, made anew where it was lost. Unavailable when that takes until the deadline."""
         while self._raw is None:
             try:
-                self._raw = _connect(self._url)
+                self._raw = _connect(self._url, self.name)
             except psycopg.Error as error:
                 if time.monotonic() + _PAUSE_S > deadline or self._closing.wait(_PAUSE_S):
                     raise Unavailable(f"the database cannot be reached: {_line(error)}") from error
         return self._raw
+
+    def leave(self) -> None:
+        """Forget the session's row, and those of threads that died long ago; let go."""
+        if self._raw is not None and self.number:
+            with contextlib.suppress(psycopg.Error):  # whoever leaves next does it
+                self._raw.execute(
+                    "DELETE FROM writers WHERE writer = %s OR at < now() - interval '1 day'", (self.name,)
+                )
+        self.drop()
 
     def drop(self) -> None:
         """Let go of the connection."""
@@ -298,7 +314,7 @@ class PostgresStore:
                     else:
                         job.future.set_result(value)
         finally:
-            session.drop()
+            session.leave()
 
     def _write(self, session: _Session, job: _Job) -> Any:
         """One work, done once, however often it is tried."""
@@ -324,10 +340,8 @@ class PostgresStore:
 
     def _transaction(self, session: _Session, raw: psycopg.Connection[Row], job: _Job) -> Any:
         try:
-            begun = raw.execute("BEGIN; SELECT pg_current_xact_id()::text")
-            begun.nextset()
-            number = begun.fetchone()
-            assert number is not None  # a SELECT without FROM has one row
+            session.number += 1
+            raw.execute(_BEGIN.format(sql.Literal(session.name), sql.Literal(session.number)))
             connection = PostgresConnection(raw)
             value = job.work(connection)
             end = self._end(connection.announced)
@@ -344,7 +358,7 @@ class PostgresStore:
                 raise
             session.drop()
             logger.warning("connection lost in a commit", extra={"error": _line(error)})
-            if not self._committed(session, number[0], job.deadline):
+            if not self._committed(session, job.deadline):
                 raise _Lost(_line(error)) from error
         else:
             assert ended.statusmessage == "COMMIT"  # a work that went on after a failed statement would read ROLLBACK
@@ -373,23 +387,28 @@ class PostgresStore:
             logger.error("database write failed", extra={"error": _line(error)})
             raise Unavailable(f"the database cannot be written: {_line(error)}") from error
 
-    def _committed(self, session: _Session, number: str, deadline: float) -> bool:
-        """What became of a transaction. Unavailable when nobody can tell until the deadline."""
+    def _committed(self, session: _Session, deadline: float) -> bool:
+        """Whether the last transaction did. Unavailable when nobody can tell until the deadline."""
         reason = "the database stays away"
         while True:
             try:
-                row = session.open(deadline).execute("SELECT pg_xact_status(%s::text::xid8)", (number,)).fetchone()
+                raw = session.open(deadline)
+                raw.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s"
+                    " AND pid <> pg_backend_pid()",
+                    (f"kolejka-server {session.name}",),
+                )
+                row = raw.execute(
+                    "INSERT INTO writers (writer, number, at) VALUES (%s, 0, now()) ON CONFLICT (writer)"
+                    " DO UPDATE SET at = now() RETURNING number",
+                    (session.name,),
+                ).fetchone()
+                return row is not None and row[0] == session.number
             except Unavailable as error:
                 reason = error.message
-            except errors.InvalidParameterValue:  # a number of the future: this database has never seen it
-                return False
             except psycopg.Error as error:
                 session.drop()
                 reason = _line(error)
-            else:
-                if row is not None and row[0] in {"committed", "aborted"}:
-                    return bool(row[0] == "committed")
-                reason = "it is still at it"
             if time.monotonic() > deadline or self._closing.wait(_PAUSE_S):
                 raise Unavailable(f"whether this was stored is not known, ask again: {reason}")
 
@@ -419,7 +438,7 @@ class PostgresStore:
         heard_before = False
         while not self._closing.is_set():
             try:
-                with _connect(self._url) as raw:
+                with _connect(self._url, self._mark) as raw:
                     raw.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
                     if heard_before:
                         self._listener([Missed()])

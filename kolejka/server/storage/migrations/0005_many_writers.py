@@ -1,4 +1,4 @@
-"""Many servers on one database: the clock they share, the number of a node's newest claim, room for heartbeats."""
+"""Many servers on one database: a clock, a node's newest claim, who committed what, room for heartbeats."""
 
 from __future__ import annotations
 
@@ -16,5 +16,8 @@ def up(_migrator: Any, db: Any) -> None:
     ):
         db.execute_sql(statement)
     if not isinstance(db, p.SqliteDatabase):
-        for table in ("leases", "nodes"):
+        db.execute_sql(
+            "CREATE TABLE writers (writer TEXT NOT NULL PRIMARY KEY, number BIGINT NOT NULL, at TIMESTAMPTZ NOT NULL)"
+        )
+        for table in ("leases", "nodes", "writers"):
             db.execute_sql(f"ALTER TABLE {table} SET (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05)")
