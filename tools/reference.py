@@ -16,10 +16,9 @@ from typing import Any
 
 from kolejka.cli import exits
 from kolejka.common import result, stats, task
-from kolejka.common.limits import LIMITS, Limits, Share, Unit
+from kolejka.common.limits import LIMITS, Share, Unit
 from kolejka.common.schema import Field
 from kolejka.common.settings import Section, Setting
-from kolejka.common.units import format_size, format_time
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
 
@@ -135,18 +134,8 @@ _MACHINE_DEPENDENT = {
 def _default(s: Setting) -> str:
     if (s.section, s.name) in _MACHINE_DEPENDENT:
         return _MACHINE_DEPENDENT[s.section, s.name]
-    value = s.default() if callable(s.default) else s.default
-    if isinstance(value, Limits):
-        return ", ".join(f"`{name}={LIMITS[name].show(v)}`" for name, v in value.values.items()) or "none"
-    if isinstance(value, tuple):
-        return _listed(value) or "none"
-    if s.kind == "size":
-        return f"`{format_size(value)}`"
-    if s.kind == "time":
-        return f"`{format_time(value)}`"
-    if s.kind == "flag":
-        return f"`{str(value).lower()}`"
-    return f"`{value}`" if value != "" else "none"
+    words = s.shown_default.split(",") if s.kind in {"limits", "words"} else [s.shown_default]
+    return _listed(word for word in words if word) or "none"
 
 
 def _listed(words: Iterable[object]) -> str:

@@ -24,22 +24,14 @@ from kolejka.common.settings import LogSettings, Section
 Command = Callable[..., Any]
 
 
-def _default_text(default: Any) -> str:
-    value = default() if callable(default) else default
-    if isinstance(value, Limits):
-        return ",".join(f"{name}={LIMITS[name].show(v)}" for name, v in value.values.items()) or "none"
-    if isinstance(value, tuple):
-        return ",".join(value) or "none"
-    return str(value) if value != "" else "none"
-
-
 def settings_options(*sections: type[Section], without: Sequence[str] = ()) -> Callable[[Command], Command]:
-    """Options for every setting of ``sections``, and ``--config``; the command gets each loaded section as a
-    keyword argument named after it (``server=ServerSettings(…)``). Names in ``without`` get no option.
+    """Options for every setting of ``sections`` and of the log, and ``--config``; the command gets each loaded section
+    as a keyword argument named after it (``server=ServerSettings(…)``). Names in ``without`` get no option.
 
     Two sections that share a name (``data``) get options with the section in front (``--foreman-data``), except the
     first section, which keeps the plain name.
     """
+    everything: tuple[type[Section], ...] = (*sections, LogSettings)
 
     def decorate(command: Command) -> Command:
         plan: list[tuple[type[Section], str, str]] = []
@@ -47,23 +39,28 @@ def settings_options(*sections: type[Section], without: Sequence[str] = ()) -> C
 
         @functools.wraps(command)
         def wrapped(*args: Any, config: str | None, **given: Any) -> Any:
-            options: dict[type[Section], dict[str, Any]] = {section: {} for section in sections}
+            options: dict[type[Section], dict[str, Any]] = {section: {} for section in everything}
             for section, name, parameter in plan:
                 options[section][name] = given.pop(parameter)
+            if config is not None or any(options[LogSettings].values()):
+                _log_so(LogSettings.load(config=config, options=options[LogSettings]))
             loaded = {s.section: s.load(config=config, options=options[s]) for s in sections}
             return command(*args, **loaded, **given)
 
         decorated: Command = wrapped
         entries: list[tuple[str, str, str]] = []
-        for section in sections:
+        for section in everything:
             for s in section.declared():
                 if s.name in without or s.secret:  # secrets come by file or environment: a command line is public
                     continue
-                plain = s.name not in taken
+                plain = s.name not in taken and not s.flag
                 parameter = s.name if plain else f"{section.section}_{s.name}"
-                taken.add(s.name)
+                if s.flag:
+                    parameter = s.flag.removeprefix("--").replace("-", "_")
+                else:
+                    taken.add(s.name)
                 plan.append((section, s.name, parameter))
-                text = f"{s.help} [{s.variable}; default: {_default_text(s.default)}]"
+                text = f"{s.help} [{s.variable}; default: {s.shown_default or 'none'}]"
                 entries.append(("--" + parameter.replace("_", "-"), parameter, text))
         for option, parameter, text in reversed(entries):
             decorated = click.option(option, parameter, default=None, help=text)(decorated)
@@ -72,6 +69,13 @@ def settings_options(*sections: type[Section], without: Sequence[str] = ()) -> C
         )
 
     return decorate
+
+
+def _log_so(settings: LogSettings) -> None:
+    """Log by these settings, here and in the processes that this one starts."""
+    for s in LogSettings.declared():
+        os.environ[s.variable] = getattr(settings, s.name)
+    logs.configure(settings)
 
 
 def limit_options(command: Command) -> Command:
@@ -117,6 +121,9 @@ def main(command: click.Command, program: str) -> NoReturn:
     try:
         logs.configure(LogSettings.load())
         command = _with_version(command)
+        command.context_settings = {
+            "help_option_names": ["-h", "--help"], "max_content_width": 120, **command.context_settings,
+        }  # fmt: skip
         status = command.main(prog_name=program, standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.Exit as leaving:

@@ -19,7 +19,7 @@ from kolejka.cli.programs import PROGRAMS, program
 OWN: Final = ("up", "doctor")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group()
 def command() -> None:
     """Kolejka: a strict, measured task system for clusters.
 

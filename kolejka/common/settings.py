@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 from kolejka.common.errors import InputError
-from kolejka.common.limits import Limits
-from kolejka.common.units import parse_count, parse_flag, parse_size, parse_time
+from kolejka.common.limits import LIMITS, Limits
+from kolejka.common.units import format_size, format_time, parse_count, parse_flag, parse_size, parse_time
 
 CONFIG_NAME: Final = "kolejka.toml"
 LEAST_UID: Final = 65536
@@ -81,6 +81,8 @@ class Setting:
     help: str
     secret: bool
     choices: tuple[str, ...] = ()
+    flag: str = ""
+    """the option, where it is not the setting's own name"""
 
     @property
     def variable(self) -> str:
@@ -90,7 +92,21 @@ class Setting:
     @property
     def option(self) -> str:
         """The command-line option."""
-        return "--" + self.name.replace("_", "-")
+        return self.flag or "--" + self.name.replace("_", "-")
+
+    @property
+    def shown_default(self) -> str:
+        """The default as people write it; empty for none."""
+        value = self.default() if callable(self.default) else self.default
+        if isinstance(value, Limits):
+            return ",".join(f"{name}={LIMITS[name].show(v)}" for name, v in value.values.items())
+        if isinstance(value, tuple):
+            return ",".join(value)
+        if self.kind == "size":
+            return format_size(value)
+        if self.kind == "time":
+            return format_time(value)
+        return str(value).lower() if self.kind == "flag" else str(value)
 
     def parse(self, value: object, place: str) -> Any:
         """The value as people write it. InputError names the place."""
@@ -103,9 +119,14 @@ class Setting:
         return parsed
 
 
-def setting(default: Any, help: str, *, kind: str, secret: bool = False, choices: tuple[str, ...] = ()) -> Any:
-    """Declare a setting as a dataclass field. ``kind`` is a key of ``PARSERS``; a callable default is called anew."""
-    metadata = {"help": help, "kind": kind, "secret": secret, "choices": choices}
+def setting(
+    default: Any, help: str, *, kind: str, secret: bool = False, choices: tuple[str, ...] = (), flag: str = ""
+) -> Any:
+    """Declare a setting as a dataclass field. ``kind`` is a key of ``PARSERS``; a callable default is called anew.
+
+    ``flag`` is its option, where the setting's own name would be another's.
+    """
+    metadata = {"help": help, "kind": kind, "secret": secret, "choices": choices, "flag": flag}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata, repr=not secret)
     return dataclasses.field(default=default, metadata=metadata, repr=not secret)
@@ -131,6 +152,7 @@ class Section:
                 cls.section, f.name, f.metadata["kind"],
                 f.default_factory if f.default is dataclasses.MISSING else f.default,
                 f.metadata["help"], f.metadata["secret"], f.metadata["choices"],
+                f.metadata["flag"],
             )
             for f in dataclasses.fields(cls)
         )  # fmt: skip
@@ -237,11 +259,13 @@ class LogSettings(Section, section="log"):
     """What every program writes to standard error."""
 
     level: str = setting(
-        "info", "least severe messages to write", kind="text", choices=("debug", "info", "warning", "error")
-    )
+        "info", "least severe messages to write", kind="text", choices=("debug", "info", "warning", "error"),
+        flag="--log-level",
+    )  # fmt: skip
     format: str = setting(
-        "text", "a line for people, or a JSON object for programs", kind="text", choices=("text", "json")
-    )
+        "text", "a line for people, or a JSON object for programs", kind="text", choices=("text", "json"),
+        flag="--log-format",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -254,7 +278,9 @@ class ClientSettings(Section, section="client"):
     )
     token_file: str = setting("", "file to read the token from, where it should stand in no environment", kind="text")
     ca: str = setting("", "file of certificates to trust, beside the system's", kind="text")
-    timeout: float = setting(60.0, "how long one request may stay without an answer", kind="time")
+    timeout: float = setting(
+        60.0, "how long one request may stay without an answer", kind="time", flag="--request-timeout"
+    )
     patience: float = setting(600.0, "how long to keep trying when the server does not answer", kind="time")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,7 @@ from kolejka.common.checks import Check
 from kolejka.common.errors import Conflict, InputError, NodeError, NotAllowed, NotFound, Unavailable
 from kolejka.common.limits import LIMITS, Limits, Unit
 from kolejka.common.result import LIMIT_VERDICTS, Outcome, Result
-from kolejka.common.settings import ClientSettings, ServerSettings, WorkerSettings
+from kolejka.common.settings import ClientSettings, Section, ServerSettings, WorkerSettings
 
 
 @click.command()
@@ -49,6 +51,55 @@ def test_every_setting_is_an_option_with_help_variable_and_default() -> None:
     assert "--worker-data" in text
     assert "[KOLEJKA_SERVER_PORT; default: 8642]" in words
     assert "memory=1G" in words
+
+
+def options_of(command: click.Command) -> set[str]:
+    """Every option of a command and of all below it."""
+    found = {option for parameter in command.params for option in parameter.opts}
+    for inner in getattr(command, "commands", {}).values():
+        found |= options_of(inner)
+    return found
+
+
+def test_every_option_that_the_reference_names_is_one_of_a_program() -> None:
+    programs = [importlib.import_module(f"kolejka.{name}").command
+                for name in ("client.cli.main", "server.cli", "foreman.cli", "observer.cli", "worker.cli")]  # fmt: skip
+    there = set().union(*map(options_of, programs))
+    declared = [s for section in Section.SECTIONS.values() for s in section.declared() if not s.secret]
+    assert not [s.option for s in declared if s.option not in there]
+
+
+def test_defaults_are_told_as_people_write_them() -> None:
+    words = " ".join(CliRunner().invoke(serve, ["--help"]).output.split())
+    for told in ("MAX_BLOB; default: 64G", "HEARTBEAT; default: 60s", "CALLBACK_HOSTS; default: none"):
+        assert told in words, told
+
+
+@pytest.mark.parametrize("place", ["option", "file"])
+def test_what_the_log_is_told_holds_here_and_in_programs_that_are_started(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(options.logs, "configure", told.append)
+    monkeypatch.setenv("KOLEJKA_LOG_LEVEL", "info")
+    monkeypatch.setenv("KOLEJKA_LOG_FORMAT", "text")
+    config = tmp_path / "k.toml"
+    config.write_text('[log]\nlevel = "debug"\nformat = "json"\n')
+    if place == "file":
+        monkeypatch.delenv("KOLEJKA_LOG_LEVEL")
+        monkeypatch.delenv("KOLEJKA_LOG_FORMAT")
+    words = {"option": ["--log-level", "debug", "--log-format", "json"], "file": ["--config", str(config)]}[place]
+    assert CliRunner().invoke(serve, words).exit_code == 0
+    assert (told[-1].level, told[-1].format) == ("debug", "json")
+    assert (os.environ["KOLEJKA_LOG_LEVEL"], os.environ["KOLEJKA_LOG_FORMAT"]) == ("debug", "json")
+
+
+@pytest.mark.parametrize("program", ["client", "server", "foreman", "observer", "worker"])
+def test_every_program_knows_the_short_word_for_help(program: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", f"kolejka.{program}", "-h"], capture_output=True, text=True, check=True
+    )
+    assert f"Usage: kolejka-{program}" in ended.stdout
 
 
 def test_sections_that_share_a_name_are_told_apart() -> None:

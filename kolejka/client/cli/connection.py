@@ -23,7 +23,7 @@ def connected(command: Command) -> Command:
         with KolejkaClient(client) as opened:
             return command(*args, client=opened, **words)
 
-    return settings_options(ClientSettings, without=("timeout",))(wrapped)
+    return settings_options(ClientSettings)(wrapped)
 
 
 def seconds(option: str, text: str | None) -> float | None:

@@ -10,7 +10,7 @@ from kolejka.cli.options import main
 from kolejka.client.cli import access, blobs, completion, doctor, events, execute, nodes, queues, results, tasks
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group()
 def command() -> None:
     """Put tasks to a Kolejka server and get their results.
 
