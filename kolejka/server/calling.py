@@ -277,7 +277,7 @@ class Calls:
             raise Failed(f"no answer within {self._deps.settings.callback_timeout:g} s") from None
         except (OSError, ssl.SSLError) as error:
             raise Failed(f"cannot be reached: {getattr(error, 'strerror', None) or error}"[:200]) from None
-        except (ValueError, EOFError) as error:  # a line too long, or none
+        except (ValueError, EOFError, asyncio.LimitOverrunError) as error:  # a line too long, or none
             raise Failed(f"speaks no HTTP: {error}"[:200]) from None
 
     async def _resolve(self, target: Target) -> Address:

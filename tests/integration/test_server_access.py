@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -466,3 +467,38 @@ def test_callbacks_need_a_key(server: Server) -> None:
     assert refused.error[1] == "callback_url"
     assert "kolejka callback secret" in refused.json["error"]["message"]
     assert keyless.ask("GET", "/tasks").json["tasks"] == []
+
+
+@pytest.mark.parametrize("moment", ["before the call", "in the middle of it"])
+def test_a_server_that_dies_between_result_and_callback_calls_back_all_the_same(
+    tmp_path: Path, receiver: Receiver, moment: str
+) -> None:
+    server = Server(tmp_path, *CALLBACKS).start()
+    try:
+        ala, smith = server.user("ala", "client"), server.user("smith", "node")
+        key_of(ala)
+        if moment == "before the call":
+            receiver.answers[:] = [503]
+        else:
+            receiver.hold.clear()
+        task_id = ala.put(callback_url=receiver.url)
+        (given,) = smith.claim()["attempts"]
+        smith.finish(given["lease"])
+        receiver.wait(1)
+        server.crash()
+        receiver.hold.set()
+        heard = len(receiver.heard)
+        server.start()
+        receiver.wait(heard + 1)
+        assert {json.loads(body)["task"] for _, _, body in receiver.heard} == {task_id}
+        wait_until(lambda: ala.ask("GET", f"/tasks/{task_id}").json["callback"]["answer"] == "204")
+    finally:
+        server.stop()
+
+
+def test_a_server_that_stops_ends_the_streams(tmp_path: Path) -> None:
+    server = Server(tmp_path).start()
+    stream = Stream(server.user("ala", "client"))
+    stopped = in_background(server.stop)
+    assert stream.next() is None
+    assert stopped.result(30) == 0

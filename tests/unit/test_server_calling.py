@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from kolejka.common.errors import InputError
-from kolejka.server.calling import Due, Hosts, Target, pause_s, request, signature
+from kolejka.common.settings import ServerSettings
+from kolejka.server.calling import Calls, Due, Failed, Hosts, Target, pause_s, request, signature
 
 HOSTS = Hosts.parse(["Example.org", "*.ci.example.org.", "10.1.0.0/16", "fd00::/8", "127.0.0.1"])
 
@@ -82,3 +86,62 @@ def test_the_request_is_signed_over_time_and_body() -> None:
     assert {"Host: example.org", f"Content-Length: {len(body)}", "Kolejka-Try: 2"} <= set(lines)
     assert f"Kolejka-Signature: {signature('kcs_key', 1_700_000_009, body)}" in lines
     assert signature("kcs_key", 1, b"x") != signature("kcs_key", 2, b"x")
+
+
+def test_a_name_that_leads_to_a_private_address_is_not_called() -> None:
+    settings = ServerSettings(callback_hosts=("localhost",), callback_timeout=5.0)
+    due = Due(1, "task1", "http://localhost:1/x", 7, "ok", 1.0, 1, "kcs_key")
+
+    async def call() -> str:
+        deps: Any = SimpleNamespace(settings=settings, hosts=Hosts.parse(settings.callback_hosts), clock=lambda: 1.0)
+        return await Calls(deps)._call(due)
+
+    with pytest.raises(Failed, match="no public address"):
+        asyncio.run(call())
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", "200"), (b"HTTP/1.1 100 Continue\r\nA: b\r\n\r\nHTTP/1.0 204 x\r\n\r\n", "204"),
+        (b"HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n", "answered 302"), (b"SSH-2.0-x\r\n", "speaks no HTTP"),
+        (b"", "speaks no HTTP"), (b"x" * 100_000, "speaks no HTTP"), (b"HTTP/1.1 2", "speaks no HTTP"),
+    ],
+)  # fmt: skip
+def test_only_a_good_status_is_an_answer(answer: bytes, told: str) -> None:
+    settings = ServerSettings(callback_hosts=("127.0.0.1",), callback_timeout=5.0)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        writer.write(answer)
+        writer.close()
+
+    async def call() -> str:
+        deps: Any = SimpleNamespace(settings=settings, hosts=Hosts.parse(settings.callback_hosts), clock=lambda: 1.0)
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            due = Due(1, "task1", f"http://127.0.0.1:{port}/x", 7, "ok", 1.0, 1, "kcs_key")
+            try:
+                return await Calls(deps)._call(due)
+            except Failed as failed:
+                return str(failed)
+
+    assert asyncio.run(call()).startswith(told)
+
+
+def test_one_who_never_answers_is_left_in_time() -> None:
+    settings = ServerSettings(callback_hosts=("127.0.0.1",), callback_timeout=0.1)
+
+    async def dribble(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 ")
+        await asyncio.Event().wait()
+
+    async def call() -> None:
+        deps: Any = SimpleNamespace(settings=settings, hosts=Hosts.parse(settings.callback_hosts), clock=lambda: 1.0)
+        server = await asyncio.start_server(dribble, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(Failed, match="no answer within"):
+            await Calls(deps)._call(Due(1, "t", f"http://127.0.0.1:{port}/", 7, "ok", 1.0, 1, "kcs_key"))
+        server.close()
+
+    asyncio.run(call())
