@@ -39,7 +39,8 @@ bench-accuracy: setup ## measure the measurement: figures of results against gro
 soak: setup ## 10000 tasks of mixed fates, then count what they left behind
 	$(BIN)/python -m tests.soak
 
-bench: setup ## measure: cost of a task, latency, tasks per second (bench-results.json)
+bench: packages $(VENV)/installed-bench ## measure: cost of a task, latency, tasks per second, beside others (bench-results.json)
+	@tools/packages redis-server
 	$(BIN)/python -m tests.bench
 
 format: $(VENV)/installed-dev ## put all code into its form

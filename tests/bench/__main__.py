@@ -1,4 +1,4 @@
-"""``make bench``: what a task costs, how long a result takes, how many tasks a second pass.
+"""``make bench``: what a task costs, how long a result takes, how many tasks a second pass, alone and beside others.
 
 The ways to start a program take turns, so that whatever else the machine does falls on all of them alike; compare
 ratios of one run, not milliseconds of two. The table goes to standard output, all figures to ``bench-results.json``.
@@ -28,6 +28,7 @@ from kolejka.common.settings import WorkerSettings
 from kolejka.common.task import Task
 from kolejka.worker.job import Job
 from kolejka.worker.pool import Pool
+from tests.bench import heartbeats, peers, server_lifecycles
 from tests.neighbours import needs
 from tests.neighbours.cluster import Cluster
 from tests.neighbours.docker import Docker
@@ -235,8 +236,9 @@ def measure_cluster(folder: Path, rounds: int, tasks: int) -> dict[str, Any]:
     }
 
 
-def show(starts: dict[str, Any], cluster: dict[str, Any]) -> None:
-    """The table."""
+def show(data: dict[str, Any]) -> None:
+    """The tables."""
+    starts, cluster = data["starts"], data["cluster"]
     say(f"\n{'one start of true':24} {'median':>10} {'p90':>10} {'least':>10} {'x bwrap':>8}")
     for name, entry in sorted(starts.items(), key=lambda item: float(item[1]["median_ms"])):
         say(
@@ -247,6 +249,13 @@ def show(starts: dict[str, Any], cluster: dict[str, Any]) -> None:
     say(f"\nput → result, idle       {latency['median_ms']:>7.2f} ms {latency['p90_ms']:>7.2f} ms")
     say(f"puts per second          {cluster['puts per second']:>7.1f}")
     say(f"tasks per second         {cluster['tasks per second, end to end']:>7.1f}   ({cluster['tasks']} tasks)")
+    ours = data["server"]["lifecycles_per_s"]
+    say(f"\n{'no-op tasks per second':40} {'':>9} {'x ours':>8}")
+    say(f"{'kolejka-server, put, claim and result':40} {ours:>9.1f} {1:>8.2f}")
+    for name, figure in data["peers"].items():
+        say(f"{name:40} {figure:>9.1f} {figure / ours:>8.2f}")
+    beats = data["heartbeats"]
+    say(f"\nheartbeats of {beats['nodes']} nodes take {beats['part_of_one_cpu']} of one processor")
 
 
 def main() -> int:
@@ -266,12 +275,17 @@ def main() -> int:
         (folder / "cluster").mkdir(mode=0o711)
         starts = measure_starts(folder / "starts", words.rounds)
         cluster = measure_cluster(folder / "cluster", words.rounds, words.tasks)
+        server = server_lifecycles.run()["server"]
+        beats = heartbeats.run()
+        others = peers.run(say)
     finally:
         shutil.rmtree(folder)
     machine = {"kernel": platform.release(), "cpus": os.cpu_count(), "python": platform.python_version()}
-    data = {"machine": machine, "starts": starts, "cluster": cluster}
+    data = {
+        "machine": machine, "starts": starts, "cluster": cluster, "server": server, "heartbeats": beats, "peers": others,
+    }  # fmt: skip
     (ROOT / "bench-results.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    show(starts, cluster)
+    show(data)
     return 0
 
 
