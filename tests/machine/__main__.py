@@ -26,9 +26,10 @@ SHARES: Final = (
         "tests/conformance/cgroups", "tests/integration/test_observer_sessions.py",
         "tests/integration/test_observer_daemon.py", "tests/integration/test_observer_devices.py",
         "tests/integration/test_observer_moves.py", "tests/integration/test_observer_unit.py",
-        "tests/integration/test_worker_execute.py", "tests/integration/test_worker_pool.py", "tests/hostile",
+        "tests/integration/test_worker_execute.py", "tests/integration/test_worker_pool.py",
+        "tests/integration/test_docker_by_systemd.py",
     ),
-    ("tests/conformance/runtimes",),
+    ("tests/conformance/runtimes", "tests/hostile"),
 )  # fmt: skip
 """What each machine runs; they should take about equally long."""
 REQUIRES: Final = "root,cgroups,cgroup2,systemd,bwrap,gcc,runc,busybox,docker"

@@ -44,7 +44,7 @@ cd /mnt/tree
 cp -a /mnt/prefix/. /opt/venv/
 {
     eval "timeout --signal=INT --kill-after=20 $SECONDS_ALLOWED \
-        python -m pytest -p no:cacheprovider --color=no --tb=short --durations=10 -o faulthandler_timeout=240 \
+        python -m pytest -p no:cacheprovider --color=no --tb=short --durations=15 -o faulthandler_timeout=240 \
         --junitxml=/report/junit.xml $ARGUMENTS"
     echo $? > /report/status
 } 2>&1 | tee /report/pytest.log

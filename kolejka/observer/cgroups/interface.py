@@ -27,7 +27,7 @@ from kolejka.common.checks import Check
 from kolejka.common.errors import NodeError, NotFound
 from kolejka.common.limits import Limits
 from kolejka.common.stats import Stats
-from kolejka.observer.cgroups.files import Door, GroupGone
+from kolejka.observer.cgroups.files import Door, GroupGone, explain
 
 KILL_S: Final = 10.0
 """How long the processes of a killed or frozen group may take; beyond it something is stuck in the kernel."""
@@ -287,7 +287,11 @@ class Owner:
     """
 
     def __init__(self, tree: Tree, *, durable: bool, number: int | None = None) -> None:
-        self._descriptor = os.open(tree.lock_file(), os.O_RDWR | os.O_CLOEXEC)
+        path = tree.lock_file()
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise explain(path, error, "lock") from None
         self.durable = durable
         if number is not None:
             if not self.is_dead(number, keep=True):

@@ -206,8 +206,8 @@ def find_base(mount: Mount, door: Door) -> tuple[str, bool]:
     """The group to work in, as a path below the mount point, and whether it is one delegated to us.
 
     Below the real top of the hierarchy there are processes everywhere and nobody minds. Any other group must be ours:
-    marked by systemd (``trusted.delegate``, ``user.delegate``), the top of a control-group namespace, or writable for
-    a user who is not root.
+    one that we may write to, and marked by systemd (``trusted.delegate``, ``user.delegate``) where we are root; or
+    the top of a control-group namespace.
     """
     own = mount.inside(process_paths("self").get("", "/..")) or ""
     top_is_real = not door.exists(os.fsencode(mount.point) + b"/cgroup.type")
@@ -216,7 +216,7 @@ def find_base(mount: Mount, door: Door) -> tuple[str, bool]:
         path = path[: -len(OWN_LEAF) - 1]  # an earlier start moved us there
     while path:
         folder = mount.point + path
-        if _marked_delegated(folder) or (os.geteuid() != 0 and _writable(folder)):
+        if _writable(folder) and (os.geteuid() != 0 or _marked_delegated(folder)):
             return path, True
         path = os.path.dirname(path).rstrip("/")
     if not _writable(mount.point):
