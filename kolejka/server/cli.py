@@ -140,7 +140,26 @@ def doctor(server: ServerSettings, as_json: bool) -> int:
 
 def checks(settings: ServerSettings) -> list[Check]:
     """What a server needs."""
-    return [_check_sqlite(), _check_folder(settings), _check_port(settings)]
+    return [_check_database(settings), _check_folder(settings), _check_port(settings)]
+
+
+def _check_database(settings: ServerSettings) -> Check:
+    from kolejka.common.errors import KolejkaError
+
+    try:
+        from kolejka.server.storage.database import Database
+    except ImportError as error:
+        return Check(
+            "database", ok=False, message=f"{error.name} is not installed", cure="pip install 'kolejka[server]'"
+        )
+    try:
+        database = Database.of(settings)
+        if not database.shared:
+            return _check_sqlite()
+        _, left = database.taken_and_left()
+    except KolejkaError as error:
+        return Check("database", ok=False, message=error.message, cure="mend the setting server.database")
+    return Check("database", ok=True, message=f"{database.engine}, {len(left)} steps to be taken at the next start")
 
 
 def _check_sqlite() -> Check:

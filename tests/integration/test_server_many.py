@@ -1,0 +1,146 @@
+"""Several server processes and several servers on one PostgreSQL; and the commands that keep a database."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.server_process import Server
+from tests.neighbours.postgres import Postgres
+
+PASSWORD = "not-to-be-seen"
+
+
+@pytest.fixture
+def url(postgres: Postgres) -> Iterator[str]:
+    """An empty database."""
+    url = postgres.url(postgres.create())
+    yield url
+    postgres.drop(url)
+
+
+def run(*words: object, database: str = "", status: int = 0) -> str:
+    """``kolejka-server …``; both of its outputs."""
+    done = subprocess.run(
+        [sys.executable, "-m", "kolejka.server", *map(str, words)],
+        capture_output=True, text=True, check=False, env={**os.environ, "KOLEJKA_SERVER_DATABASE": database},
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.needs("postgres")
+def test_two_servers_of_two_processes_share_what_each_accepts(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KOLEJKA_SERVER_DATABASE", url)
+    servers = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        servers.append(Server(tmp_path / name, "--processes", "2"))
+    starts = [threading.Thread(target=server.start) for server in servers]
+    try:
+        for start in starts:
+            start.start()
+        for start in starts:
+            start.join()
+        tokens = [server.data / "admin.token" for server in servers if (server.data / "admin.token").exists()]
+        assert len(tokens) == 1, "two that start at the same moment make one admin"
+        callers = [server.admin if (server.data / "admin.token").exists() else None for server in servers]
+        admin = next(caller for caller in callers if caller is not None)
+        others = [type(admin)(server, admin.token) for server in servers]
+        answers: list[list[str]] = [[], []]
+
+        def wait_for_tasks(place: int) -> None:
+            given = others[place].claim(f"node{place}", wait=30)["attempts"]
+            answers[place] = [attempt["task_id"] for attempt in given]
+            for attempt in given:
+                others[1 - place].finish(attempt["lease"])
+
+        waiting = [threading.Thread(target=wait_for_tasks, args=(place,)) for place in range(2)]
+        for one in waiting:
+            one.start()
+        put = []
+        while any(one.is_alive() for one in waiting):
+            put.append(others[len(put) % 2].put())
+            state = others[len(put) % 2].ask("GET", f"/tasks/{put[-1]}/result?wait=2s").status
+            assert state in {200, 202}
+        assert answers[0]
+        assert answers[1]
+        assert not set(answers[0]) & set(answers[1])
+        for task_id in (*answers[0], *answers[1]):
+            assert others[0].state(task_id) == "done"
+        assert servers[0].stop() == servers[1].stop() == 0
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def test_the_embedded_database_refuses_more_than_one_process(tmp_path: Path) -> None:
+    text = run("runserver", "--data", tmp_path / "data", "--processes", "2", status=2)
+    assert "--processes: the embedded database has one process" in text
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.needs("postgres")
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("mysql://kolejka@localhost/x", "no address of a PostgreSQL"),
+        (f"postgresql://kolejka:{PASSWORD}@127.0.0.1:1/x", "cannot be used as a database"),
+        (f"postgresql://kolejka:{PASSWORD}@127.0.0.1:1/x?no_such_word=1", "no address of a PostgreSQL"),
+    ],
+)
+def test_a_database_that_cannot_be_is_told_in_one_line_without_its_password(
+    tmp_path: Path, address: str, words: str
+) -> None:
+    text = run("migrate", "--data", tmp_path, database=address, status=2 if "no address" in words else 125)
+    assert words in text
+    assert len(text.splitlines()) == 1
+    assert PASSWORD not in text
+
+
+@pytest.mark.parametrize("engine", ["sqlite", pytest.param("postgres", marks=pytest.mark.needs("postgres"))])
+def test_migrate_says_what_it_does_and_check_only_says_it(
+    request: pytest.FixtureRequest, tmp_path: Path, engine: str
+) -> None:
+    database = request.getfixturevalue("url") if engine == "postgres" else ""
+    data = tmp_path / "data"
+    assert "would take 0001_first" in run("migrate", "--check", "--data", data, database=database, status=1)
+    assert not data.exists()
+    assert "took 0001_first" in run("migrate", "--data", data, database=database)
+    assert run("migrate", "--data", data, database=database) == "nothing to do\n"
+    assert run("migrate", "--check", "--data", data, database=database) == "nothing to do\n"
+
+
+def test_backup_and_restore_beside_a_server_that_runs(tmp_path: Path) -> None:
+    server = Server(tmp_path).start()
+    try:
+        sha = server.admin.upload(b"some bytes")
+        task_id = server.admin.put(files={"in": {"reference": sha}})
+        token = server.admin.token
+        assert "1 tasks, 0 results, 1 blobs" in run("backup", tmp_path / "kept", "--data", server.data)
+        assert json.loads((tmp_path / "kept/kolejka-backup.json").read_text())["rows"]["tasks"] == 1
+        assert "not empty" in run("backup", tmp_path / "kept", "--data", server.data, status=2)
+        assert "another server uses this folder" in run("restore", tmp_path / "kept", "--data", server.data, status=125)
+        assert server.admin.state(task_id) == "waiting"
+    finally:
+        server.stop()
+    (tmp_path / "again").mkdir()
+    again = Server(tmp_path / "again")
+    assert "1 tasks, 0 results, 1 blobs" in run("restore", tmp_path / "kept", "--data", again.data)
+    again.start()
+    try:
+        admin = type(server.admin)(again, token)
+        assert admin.state(task_id) == "waiting"
+        assert admin.ask("GET", f"/blobs/{sha}", status=200).data == b"some bytes"
+    finally:
+        again.stop()
