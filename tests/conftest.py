@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import uuid
 from collections import Counter
@@ -23,6 +24,7 @@ from tests.neighbours import leaks, needs
 from tests.neighbours.docker import IMAGES, Docker
 from tests.neighbours.postgres import Postgres
 from tests.neighbours.rootfs import write_busybox_tar
+from tests.neighbours.s3 import S3
 
 # A machine that is busy with other things is slow, not wrong.
 settings.register_profile("kolejka", deadline=None, max_examples=60)
@@ -127,6 +129,30 @@ def docker(request: pytest.FixtureRequest) -> Iterator[Docker]:
         yield engine
     finally:
         request.config.stash[_LEFT] += [f"container {name}" for name in engine.stop()]
+
+
+@pytest.fixture(scope="session")
+def s3(request: pytest.FixtureRequest) -> Iterator[S3]:
+    """A server on loopback that speaks S3."""
+    reason = needs.lacking("s3")
+    if reason:
+        _lack(request.config, "s3", reason)
+    server = S3()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def small_disk(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    reason = needs.lacking("mounts")
+    if reason:
+        _lack(request.config, "mounts", reason)
+    folder = Path(tempfile.mkdtemp(prefix="kolejka-test-"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "kolejka-test", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+    folder.rmdir()
 
 
 @pytest.fixture(scope="session")

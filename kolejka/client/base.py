@@ -30,6 +30,7 @@ class ServerClient:
         self.transport = Transport(
             self.server, found.value, token_source=found.source if not token else "",
             ca=os.path.expanduser(settings.ca), timeout_s=settings.timeout, patience_s=settings.patience,
+            direct=settings.direct,
         )  # fmt: skip
 
     def __repr__(self) -> str:

@@ -22,6 +22,7 @@ from kolejka.client.base import ServerClient
 from kolejka.client.results import check_files, check_result_folder, save_result
 from kolejka.client.transport import IDEMPOTENCY_KEY, quoted
 from kolejka.common.errors import Conflict, InputError, NotFound, Unavailable
+from kolejka.common.files import check_reference
 from kolejka.common.limits import Limits
 from kolejka.common.result import Result
 from kolejka.common.states import TaskState
@@ -341,6 +342,21 @@ class KolejkaClient(ServerClient):
                     if what != "hello":
                         yield {"event": what, "id": number, **data}
             self.transport.pause(SHORT_POLL_S)
+
+    def blobs(self) -> Iterator[dict[str, Any]]:
+        """The blobs that the caller uploaded, by hash; the server is asked page by page."""
+        cursor: str | None = ""
+        while cursor is not None:
+            page = self.transport.request("GET", "/blobs", params={"limit": PAGE, "after": cursor or None}).object()
+            with self.transport.understanding():
+                found: list[dict[str, Any]] = [dict(one) for one in page["blobs"]]
+                following = page.get("next")
+            yield from found
+            cursor = str(following) if following and following != cursor and found else None
+
+    def delete_blob(self, reference: str) -> None:
+        """Forget having uploaded a blob; tasks that refer to it keep it. NotFound when the caller has not."""
+        self.transport.request("DELETE", f"/blobs/{check_reference(reference)}")
 
     def nodes(self) -> list[dict[str, Any]]:
         """All nodes."""

@@ -2,11 +2,15 @@
 
 *Up.* A file is hashed first, so that bytes the server has already never travel. While it is sent it is hashed again,
 and the last chunk is held back until the hash is the announced one: a file that changed meanwhile breaks the upload
-off, and the server keeps nothing. Small files are read once and sent without asking.
+off, and the server keeps nothing. Small files are read once and sent without asking. An upload that breaks goes on
+where it broke (``Content-Range``), as long as the transport is patient or the upload gets on.
 
 *Down.* A blob is written to a temporary neighbour and renamed when its hash is right. A download that breaks is taken
-up where it broke (``Range``) as long as the transport is patient. The server may be hostile: it can send neither more
-bytes than it announced nor other bytes than the name says.
+up where it broke (``Range``) in the same way. The server may be hostile: it can send neither more bytes than it
+announced nor other bytes than the name says.
+
+*Directly.* A server whose blobs lie in a store of their own may name an address there for either way (unless the
+transport says no). A store that fails is not asked again for the same blob: its bytes go through the server.
 """
 
 from __future__ import annotations
@@ -17,15 +21,20 @@ import re
 import stat
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO, Final
 
 from kolejka.client.transport import Response, Transport
-from kolejka.common.errors import InputError, NodeError, NotFound, Unavailable
+from kolejka.common.errors import Conflict, InputError, NodeError, NotFound, Unavailable
 from kolejka.common.files import CHUNK, check_reference, hash_stream, replacing
 
 SMALL: Final = 256 << 10
 """Bytes up to which a file is sent without asking first whether the server has it."""
+
+_SLOWEST: Final = 16 << 20
+"""bytes a second that a server at least reads from its own blob store"""
+_RESUME_S: Final = 0.25
 
 Moved = Callable[[int], object]
 """Told how many bytes have just moved."""
@@ -81,30 +90,72 @@ def _upload_open(
     found, size = hash_stream(source)  # type: ignore[arg-type]  # an unbuffered file reads bytes all the same
     if reference is not None and found != reference:
         raise _changed(place)
-    if has_blob(transport, found):
-        if moved is not None:
-            moved(size)
-        return found
-
-    transport.request("PUT", f"/blobs/{found}", data=lambda: _Announced(source, found, size, place))
+    _send(transport, source, found, size, place)
     if moved is not None:
         moved(size)
     return found
 
 
-class _Announced:
-    """Just the bytes that were announced, or InputError before the last of them. Its length becomes Content-Length."""
+def _send(transport: Transport, source: IO[bytes], reference: str, size: int, place: str) -> None:
+    """Send a file that was hashed, from wherever the server wants it, until the server has all of it."""
+    direct, furthest = transport.direct, -1
+    deadline = time.monotonic() + transport.patience_s
+    where = f"/blobs/{reference}"
+    while True:
+        plan = transport.request("POST", f"{where}/upload", json={"size": size, "direct": direct}).object()
+        with transport.understanding():
+            if plan["state"] == "stored":
+                return
+            offset, url = int(plan["offset"]), plan.get("url")
+            if not 0 <= offset <= size:
+                raise ValueError(offset)
+        if offset > furthest:  # it moves, so it may go on
+            furthest, deadline = offset, time.monotonic() + transport.patience_s
+        try:
+            if url is not None:
+                direct = False  # should it fail
+                transport.elsewhere("PUT", str(url), data=partial(_Announced, source, reference, size, place)).close()
+                words = {"size": size, "ticket": plan.get("ticket")}
+                timeout_s = max(transport.timeout_s, size / _SLOWEST)
+                transport.request("POST", f"{where}/upload", json=words, timeout=timeout_s)
+            else:
+                headers = {"Content-Range": f"bytes {offset}-{size - 1}/{size}"}
+                body = partial(_Announced, source, reference, size, place, offset)
+                transport.request("PUT", where, data=body, headers=headers, patience=0.0)
+            return
+        except (InputError, Unavailable) as error:
+            again = isinstance(error, Conflict | Unavailable)  # Conflict: another connection brought more meanwhile
+            if time.monotonic() > deadline or not (again or (offset and error.code == "hash_mismatch")):
+                raise  # with an offset: what the server had was another file's beginning, and is gone now
+            if url is None:
+                transport.pause(_RESUME_S)
 
-    def __init__(self, source: IO[bytes], reference: str, size: int, place: str) -> None:
+
+class _Announced:
+    """Just the bytes that were announced, from ``offset`` on, or InputError before the last of them.
+
+    Its length becomes Content-Length.
+    """
+
+    def __init__(self, source: IO[bytes], reference: str, size: int, place: str, offset: int = 0) -> None:
         self._source, self._reference, self._size, self._place = source, reference, size, place
+        self._offset = offset
 
     def __len__(self) -> int:
-        return self._size
+        return self._size - self._offset
 
     def __iter__(self) -> Iterator[bytes]:
         self._source.seek(0)
         digest, left = hashlib.sha256(), self._size
         held = b""
+        skip = self._offset
+        while skip:
+            chunk = self._source.read(min(CHUNK, skip))
+            if not chunk:
+                raise _changed(self._place)
+            digest.update(chunk)
+            skip -= len(chunk)
+            left -= len(chunk)
         while left:
             chunk = self._source.read(min(CHUNK, left))
             if not chunk:
@@ -170,9 +221,19 @@ def download(
     check_reference(reference)
     digest, position = hashlib.sha256(), 0
     deadline = time.monotonic() + transport.patience_s
+    direct = transport.direct
     while True:
         headers = {"Range": f"bytes={position}-"} if position else {}
-        response = transport.request("GET", f"/blobs/{reference}", headers=headers, stream=True)
+        response = transport.request(
+            "GET", f"/blobs/{reference}", params={"direct": "true"} if direct else {}, headers=headers, stream=True
+        )
+        if response.status == 307:
+            direct = False  # should it fail
+            response.close()
+            try:
+                response = transport.elsewhere("GET", response.headers.get("Location", ""), headers=headers)
+            except Unavailable:
+                continue
         if position and not _continues(response, position):
             sink.seek(0)
             sink.truncate()

@@ -23,7 +23,8 @@ server that refuses a body by hanging up would be asked for ever otherwise.
 
 *Trust.* The server's words are bounded in size and stripped of control characters before they become messages. The
 token goes into the one header and nowhere else: no error, log line or ``repr`` holds it, ``.netrc`` is not asked, and
-redirects, which could carry it elsewhere, are not followed.
+redirects, which could carry it elsewhere, are not followed. Blobs may travel ``elsewhere``, to and from the address of
+a blob store that the server names: without the token, never from TLS to plain HTTP, and hashed by us like all bytes.
 
 requests is imported with the first request, so that ``--help`` does not wait for it.
 """
@@ -167,6 +168,7 @@ class Transport:
         ca: str = "",
         timeout_s: float = 60.0,
         patience_s: float = 600.0,
+        direct: bool = True,
     ) -> None:
         self.server = server_url(server)
         if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
@@ -176,9 +178,12 @@ class Transport:
         self._ca = ca
         self.timeout_s = timeout_s
         self.patience_s = patience_s
+        self.direct = direct
+        """whether blobs may travel by addresses of a blob store that the server names"""
         self.met = False
         """whether this server has ever answered"""
         self._session: requests.Session | None = None
+        self._stranger_session: requests.Session | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
@@ -189,8 +194,9 @@ class Transport:
         """Close the connections and end the pauses of waiting requests. Twice is fine."""
         self._closed.set()
         with self._lock:
-            if self._session is not None:
-                self._session.close()
+            for session in (self._session, self._stranger_session):
+                if session is not None:
+                    session.close()
 
     @contextmanager
     def understanding(self) -> Iterator[None]:
@@ -221,7 +227,8 @@ class Transport:
         """Send a request, repeat it where that is safe, and give the answer of status 2xx.
 
         ``path`` starts below ``/api/v1`` (``/tasks``); one that starts with ``//`` starts at the root (``//healthz``).
-        ``stream`` leaves the body to the caller's ``chunks()``; without it ``json()`` is expected or nothing.
+        ``stream`` leaves the body to the caller's ``chunks()``, which may also get a status of 307 and a ``Location``;
+        without it ``json()`` is expected or nothing.
         ``timeout`` and ``patience`` are seconds, by default the transport's. Errors as in the module's table.
         """
         url = self.server + (path[1:] if path.startswith("//") else API + path)
@@ -255,8 +262,41 @@ class Transport:
             self.pause(min(pause_s, left_s))
             pause = min(pause * 2, _LONGEST_PAUSE_S)
 
+    def elsewhere(
+        self, method: str, url: str, *, data: Body | None = None, headers: Mapping[str, str] = {}
+    ) -> Response:  # fmt: skip
+        """Send one request to an address of the server's blob store, without the token; the answer of status 2xx.
+
+        Unavailable (``code`` broken) when that fails in any way: ask the server again. InputError when the address is
+        none, or leads from TLS to plain HTTP.
+        """
+        import requests
+
+        try:
+            base = server_url(url.partition("?")[0])
+        except InputError:
+            base = ""
+        if not base or (base.startswith("http:") and self.server.startswith("https:")):
+            raise InputError(f"{self.server} names an address for blobs that is not safe to use", field="server")
+        with self._lock:
+            if self._stranger_session is None:
+                self._stranger_session = self._open(base, None)
+            session = self._stranger_session
+        place = urlsplit(base).netloc
+        try:
+            raw = session.request(
+                method, url, data=data() if callable(data) else data, headers=dict(headers), stream=True,
+                timeout=(min(self.timeout_s, 10.0), self.timeout_s), allow_redirects=False,
+            )  # fmt: skip
+        except (requests.RequestException, OSError) as error:
+            raise Unavailable(f"the blob store at {place} fails: {_cause(error)}", code="broken") from None
+        if not 200 <= raw.status_code < 300:
+            raw.close()
+            raise Unavailable(f"the blob store at {place} answers {raw.status_code}", code="broken")
+        return Response(raw, place, None)
+
     def _answer(self, raw: requests.Response, url: str, *, stream: bool) -> Response:
-        if 200 <= raw.status_code < 300:
+        if 200 <= raw.status_code < 300 or (stream and raw.status_code == 307):
             return Response(raw, url, None if stream else _read(raw, url))
         if 300 <= raw.status_code < 400:
             where = printable(raw.headers.get("Location", "nowhere"), 200)
@@ -325,10 +365,10 @@ class Transport:
     def _opened(self) -> requests.Session:
         with self._lock:
             if self._session is None:
-                self._session = self._open()
+                self._session = self._open(self.server, self._token)
             return self._session
 
-    def _open(self) -> requests.Session:
+    def _open(self, server: str, token: str | None) -> requests.Session:
         import http.cookiejar
 
         import requests
@@ -337,13 +377,13 @@ class Transport:
 
         session = requests.Session()
         session.trust_env = False  # no .netrc, and no look at the whole environment with every request
-        if not is_loopback(self.server):
-            session.proxies.update(get_environ_proxies(self.server))
+        if not is_loopback(server):
+            session.proxies.update(get_environ_proxies(server))
         session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
         session.headers.update({"User-Agent": f"kolejka/{__version__}", "Accept-Encoding": "identity"})
-        if self._token is not None:
-            session.headers["Authorization"] = f"Bearer {self._token}"
-        if self.server.startswith("https://"):
+        if token is not None:
+            session.headers["Authorization"] = f"Bearer {token}"
+        if server.startswith("https://"):
             session.mount("https://", _tls_adapter(self._ca))
         else:
             session.mount("http://", HTTPAdapter(pool_maxsize=64))

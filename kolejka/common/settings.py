@@ -282,6 +282,7 @@ class ClientSettings(Section, section="client"):
         60.0, "how long one request may stay without an answer", kind="time", flag="--request-timeout"
     )
     patience: float = setting(600.0, "how long to keep trying when the server does not answer", kind="time")
+    direct: bool = setting(True, "follow the server to a blob store of its own for large files", kind="flag")
 
 
 @dataclass(frozen=True)
@@ -310,6 +311,25 @@ class ServerSettings(Section, section="server"):
     )  # fmt: skip
     ceilings: Limits = setting(Limits, "limits no task can exceed", kind="limits")
     max_blob: int = setting(64 << 30, "size of the largest blob", kind="size")
+    blobs: str = setting(
+        "",
+        "where blobs lie: a folder, or s3://BUCKET/PREFIX; absent = the folder blobs in the data folder",
+        kind="text",
+    )
+    s3_endpoint: str = setting("", "address of the S3-compatible store, for us and clients; absent = AWS", kind="text")
+    s3_region: str = setting("us-east-1", "region of the bucket", kind="text")
+    s3_key: str = setting(
+        "", "access key of the store; absent = the one that AWS_… variables or the machine's role give", kind="text",
+        secret=True,
+    )  # fmt: skip
+    s3_secret: str = setting("", "secret of the access key", kind="text", secret=True)
+    direct: bool = setting(True, "let large blobs travel between clients and an S3 store directly", kind="flag")
+    link_time: float = setting(3600.0, "how long an address for direct transfer is good", kind="time")
+    blob_grace: float = setting(86400.0, "how long a blob that no task refers to is kept", kind="time")
+    upload_grace: float = setting(86400.0, "how long a broken upload can be resumed", kind="time")
+    sweep_interval: float = setting(
+        3600.0, "how often old blobs, uploads and tasks are looked for; 0 = never", kind="time"
+    )
     max_body: int = setting(8 << 20, "size of the largest JSON body", kind="size")
     max_bulk: int = setting(64 << 20, "size of the largest JSON body that puts many tasks", kind="size")
     rate: int = setting(
@@ -385,4 +405,7 @@ class ForemanSettings(Section, section="foreman"):
     slots: int = setting(0, "tasks to run at one time; 0 = as many as the CPUs allow", kind="count")
     data: Path = setting(_data_home("foreman"), "folder of the spool and of running tasks", kind="path")
     cache: int = setting(10 << 30, "size of the node's cache of input files", kind="size")
+    images: int = setting(
+        20 << 30, "size of the images that this node fetches for its tasks; 0 = it fetches none", kind="size"
+    )
     wait: float = setting(30.0, "how long one request for tasks may wait at the server", kind="time")

@@ -3,11 +3,14 @@
 A task holds the blobs it needs while it runs; among those that nobody holds the least recently used go first when the
 bound is reached. Held blobs may exceed the bound: a task that fits the node is never refused for the cache's sake.
 Files are the foreman's own, mode 0444, so a payload (another user) can read what the worker links or copies for it but
-never write. Recent use is kept as the file's access time, set by hand, so the order survives a restart.
+never write. Recent use is kept as the file's access time, set by hand, so the order survives a restart. What an earlier
+life left is hashed before its first use in this one: a machine that fell over may have kept other bytes than were
+written, and disks rot. Broken entries are fetched anew.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import Counter
@@ -18,6 +21,8 @@ from typing import Final
 
 from kolejka.common.errors import InputError, Unavailable
 from kolejka.common.files import check_reference, hash_file, sync_folder
+
+logger = logging.getLogger(__name__)
 
 Fetch = Callable[[str, Path], object]
 """Writes the blob of a reference to a path, whole or not at all; Unavailable or NotFound when that fails."""
@@ -37,6 +42,8 @@ class BlobCache:
         self._total = 0
         self._held: Counter[str] = Counter()
         self._loading: dict[str, threading.Lock] = {}
+        self._unverified: set[str] = set()
+        """what an earlier life left and nobody has hashed since"""
 
     def open(self) -> None:
         """Find what an earlier life left; unfinished downloads are removed. Creates the folder."""
@@ -53,6 +60,7 @@ class BlobCache:
         with self._lock:
             self._sizes = {name: size for _, name, size in sorted(found)}
             self._total = sum(self._sizes.values())
+            self._unverified = set(self._sizes)
             self._shrink()
 
     @property
@@ -79,12 +87,14 @@ class BlobCache:
 
     def _bring(self, reference: str, fetch: Fetch) -> None:
         with self._lock:
-            if self._touch(reference):
+            if reference not in self._unverified and self._touch(reference):
                 return
             door = self._loading.setdefault(reference, threading.Lock())
         with door:  # whoever comes second finds the blob when the first is done
+            self._verify(reference)
             with self._lock:
                 if self._touch(reference):
+                    self._loading.pop(reference, None)
                     return
             size = self._load(reference, fetch)
             with self._lock:
@@ -92,6 +102,22 @@ class BlobCache:
                 self._total += size
                 self._loading.pop(reference, None)
                 self._shrink()
+
+    def _verify(self, reference: str) -> None:
+        """Hash what an earlier life left; remove it if it is broken."""
+        if reference not in self._unverified:
+            return
+        path = self.folder / reference
+        try:
+            is_whole = hash_file(path)[0] == reference
+        except OSError:  # the disk does not give it back, or an administrator cleaned up
+            is_whole = False
+        with self._lock:
+            self._unverified.discard(reference)
+            if not is_whole and reference in self._sizes:
+                logger.warning("a blob in the node's cache is broken and is fetched anew", extra={"blob": reference})
+                path.unlink(missing_ok=True)
+                self._total -= self._sizes.pop(reference)
 
     def _load(self, reference: str, fetch: Fetch) -> int:
         path, partial = self.folder / reference, self.folder / f"{_PARTIAL}{reference}"

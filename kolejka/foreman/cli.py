@@ -77,14 +77,19 @@ def build(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSettin
     from kolejka.foreman.capacity import detect, offer
     from kolejka.foreman.doctor import usable_gpus, working_runtimes
     from kolejka.foreman.tags import all_tags, automatic_tags
+    from kolejka.worker.perform import Tools
     from kolejka.worker.pool import Pool
 
     server = NodeClient(dataclasses.replace(client, patience=min(client.patience, PATIENCE_S)))
     server.instance = instance(foreman.data)
     machine = detect(worker.data, usable_gpus(worker))
     offered = offer(machine, foreman.capacity, foreman.slots)
-    tags = all_tags(automatic_tags(machine, working_runtimes(worker)), foreman.tags)
-    return Foreman(foreman, offered, tags, Pool(worker, offered.slots), server, runtime=worker.runtime)
+    working = working_runtimes(worker)
+    tags = all_tags(automatic_tags(machine, working), foreman.tags)
+    runtimes = Tools(worker).runtimes
+    images = {name: runtimes[name].images for name in working if worker.runtime in {"auto", name}}
+    pool = Pool(worker, offered.slots)
+    return Foreman(foreman, offered, tags, pool, server, runtime=worker.runtime, images=images)
 
 
 def _watch(daemon: Foreman, reader: int) -> None:

@@ -34,10 +34,12 @@ from kolejka.foreman.blobs import BlobCache
 from kolejka.foreman.board import Board, NodeState, Running, Verdict, seconds
 from kolejka.foreman.claims import Claims
 from kolejka.foreman.heartbeat import Pulse
+from kolejka.foreman.images import ImageCache
 from kolejka.foreman.pack import UNSET, Free, Offer, Wish
 from kolejka.foreman.slots import Payloads, Slots
 from kolejka.foreman.spool import Spool
 from kolejka.foreman.upload import Couriers, Parcel, Return
+from kolejka.worker.runtimes.base import Images
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +108,7 @@ class Foreman:
 
     def __init__(
         self, settings: ForemanSettings, offer: Offer, tags: tuple[str, ...], pool: Pool, server: Server,
-        *, runtime: str = "auto",
+        *, runtime: str = "auto", images: Mapping[str, Images] = {},
     ) -> None:  # fmt: skip
         self.settings = settings
         self.board = Board(offer)
@@ -122,6 +124,7 @@ class Foreman:
         self._finished = threading.Event()
         data = settings.data
         self._blobs = BlobCache(data / "blobs", settings.cache)
+        self._images = ImageCache(data / "images.json", images, settings.images if images else 0)
         self._spool = Spool(data / "spool")
         self.pulse = Pulse(self.board, self._beat, self.end)
         self._couriers = Couriers(self.board, self._spool, server, self.pulse)
@@ -130,9 +133,9 @@ class Foreman:
             known=lambda: self.pulse.beats > self._unheard,
         )  # fmt: skip
         self._slots = Slots(
-            self.board, pool, folder=data / "running", blobs=self._blobs, spool=self._spool, couriers=self._couriers,
-            fetch=server.get_blob, ceilings=settings.ceilings, runtime=runtime, node=self._node,
-            quarantine=self._quarantine,
+            self.board, pool, folder=data / "running", blobs=self._blobs, images=self._images, spool=self._spool,
+            couriers=self._couriers, fetch=server.get_blob, ceilings=settings.ceilings, runtime=runtime,
+            node=self._node, quarantine=self._quarantine,
         )  # fmt: skip
 
     def start(self) -> None:
@@ -141,6 +144,7 @@ class Foreman:
         entries = self._spool.open()
         cut_short = leftovers.clean(self.settings.data, [entry.lease for entry in entries])
         self._blobs.open()
+        self._images.open()
         self.board.spool(entry.lease for entry in entries)
         for entry in entries:
             logger.info("result found in the spool", extra={"task": entry.task, "lease": entry.lease})

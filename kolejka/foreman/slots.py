@@ -17,6 +17,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -25,6 +26,7 @@ from kolejka.common.limits import LIMITS, Limits, Share
 from kolejka.common.result import Outcome, Result
 from kolejka.foreman.blobs import BlobCache
 from kolejka.foreman.board import Board, Running, Verdict, seconds
+from kolejka.foreman.images import ImageCache
 from kolejka.foreman.spool import Entry, Spool
 from kolejka.foreman.upload import Couriers, Parcel, Return
 from kolejka.worker.job import Job
@@ -60,6 +62,7 @@ class Slots:
         *,
         folder: Path,
         blobs: BlobCache,
+        images: ImageCache,
         spool: Spool,
         couriers: Couriers,
         fetch: Callable[[str, Path], object],
@@ -72,6 +75,7 @@ class Slots:
         self._pool = pool
         self._folder = folder
         self._blobs = blobs
+        self._images = images
         self._spool = spool
         self._couriers = couriers
         self._fetch = fetch
@@ -149,7 +153,8 @@ class Slots:
     def _run(self, running: Running, folder: Path) -> Result:
         """The payload's result, in ``folder``."""
         references = [file.reference for file in running.task.files.values() if file.reference is not None]
-        with self._blobs.hold(references, lambda reference, path: self._bring(running, reference, path)) as blobs:
+        fetch = partial(self._bring, running)
+        with self._images.hold(running.task.image), self._blobs.hold(references, fetch) as blobs:
             placement = running.placement
             job = Job(
                 task=running.task, result=folder, blobs=blobs if references else None,

@@ -40,6 +40,13 @@ _EVENTS: Final = (
     Query("after", "events behind this number, as `Last-Event-ID` says it", kind="count"),
 )
 _BULK: Final = Body(lambda: tasks.BULK, tasks.parse_bulk, bulk=True)
+_DIRECT: Final = (Query("direct", "the caller follows an address to the blob store", choices=("true", "false")),)
+_MINE: Final = (
+    Query("limit", "how many at most", kind="count", default=100, maximum=1000),
+    Query("after", "where the page before ended: its `next`"),
+)
+_BYTES: Final = (200, 206, 307)
+_UPLOAD: Final = Body(lambda: blobs.UPLOAD)
 _TASK: Final = Body(task_schema, Task.parse)
 _RESULT: Final = Body(result_schema, Result.parse)
 _CLAIM: Final = Body(lambda: nodes.CLAIM)
@@ -67,8 +74,11 @@ ROUTES: Final = (
     Route("GET", PREFIX + "/schemas/result.json", health.get_result_schema, None),
     Route("GET", PREFIX + "/whoami", access.whoami, EVERYBODY),
     Route("HEAD", PREFIX + "/blobs/{sha256}", blobs.head_blob, EVERYBODY),
-    Route("GET", PREFIX + "/blobs/{sha256}", blobs.get_blob, EVERYBODY, status=(200, 206), gives=blobs.OCTETS),
+    Route("GET", PREFIX + "/blobs/{sha256}", blobs.get_blob, EVERYBODY, _DIRECT, status=_BYTES, gives=blobs.OCTETS),
     Route("PUT", PREFIX + "/blobs/{sha256}", blobs.put_blob, BLOB_WRITERS, status=(200, 201), takes=blobs.OCTETS),
+    Route("DELETE", PREFIX + "/blobs/{sha256}", blobs.delete_blob, BLOB_WRITERS, status=(204,)),
+    Route("POST", PREFIX + "/blobs/{sha256}/upload", blobs.begin_upload, BLOB_WRITERS, body=_UPLOAD),
+    Route("GET", PREFIX + "/blobs", blobs.list_blobs, BLOB_WRITERS, _MINE),
     Route("GET", PREFIX + "/tasks", tasks.list_tasks, READERS, _FILTERS),
     Route("POST", PREFIX + "/tasks", tasks.put_task, OWNERS, body=_TASK, status=(201,)),
     Route("POST", PREFIX + "/tasks/bulk", tasks.put_tasks, OWNERS, body=_BULK, status=(201,)),

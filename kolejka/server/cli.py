@@ -70,11 +70,11 @@ def backup(server: ServerSettings, folder: Path) -> None:
 
     Blobs are taken by a second name for the same bytes where the file system allows it.
     """
-    from kolejka.server.deps import BLOBS
+    from kolejka.server.storage.blob_store import folder_of
     from kolejka.server.storage.backup import back_up
     from kolejka.server.storage.database import Database
 
-    kept = back_up(Database.of(server), Path(server.data) / BLOBS, folder)
+    kept = back_up(Database.of(server), folder_of(server), folder)
     click.echo(f"{kept.rows['tasks']} tasks, {kept.rows['results']} results, {kept.blobs} blobs")
 
 
@@ -83,14 +83,41 @@ def backup(server: ServerSettings, folder: Path) -> None:
 @settings_options(ServerSettings)
 def restore(server: ServerSettings, folder: Path) -> None:
     """Make a server's data of the backup in FOLDER, where there is none yet. Its tokens open what they opened."""
-    from kolejka.server.deps import BLOBS
+    from kolejka.server.storage.blob_store import folder_of
     from kolejka.server.prepare import locked
     from kolejka.server.storage.backup import restore as restore_backup
     from kolejka.server.storage.database import Database
 
     with locked(server):
-        kept = restore_backup(folder, Database.of(server), Path(server.data) / BLOBS)
+        kept = restore_backup(folder, Database.of(server), folder_of(server))
     click.echo(f"{kept.rows['tasks']} tasks, {kept.rows['results']} results, {kept.blobs} blobs")
+
+
+@command.command()
+@click.option("--orphans", is_flag=True, help="also remove bytes of the blob store that no blob is made of")
+@settings_options(ServerSettings)
+def sweep(server: ServerSettings, orphans: bool) -> None:
+    """Remove what is past its time, now. A server does so by itself, every --sweep-interval.
+
+    On the embedded database this needs a server that does not run.
+
+    Gone are done tasks past their queue's retention, blobs that no task needs, and uploads that were broken off.
+    Only with --orphans is everything in the blob store compared with the database: what no blob of this database is
+    made of and is older than a day is removed. Never say it on a store that another database uses as well.
+    """
+    from kolejka.server import sweep as sweeping
+    from kolejka.server.prepare import prepare
+    from kolejka.server.storage.blob_store import open_blob_store
+    from kolejka.server.storage.database import Database
+
+    prepared = prepare(server, patience_s=0)
+    store = Database.of(server).open()
+    try:
+        swept = sweeping.sweep(store, open_blob_store(server), server, time.time(), orphans=orphans)
+    finally:
+        store.close()
+        os.close(prepared.lock)
+    click.echo(", ".join(f"{count} {name}" for name, count in vars(swept).items()))
 
 
 @command.group()

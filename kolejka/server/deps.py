@@ -6,8 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Final
 
 from kolejka.common.settings import ServerSettings
 from kolejka.server.auth.tokens import Doorkeeper
@@ -18,11 +16,9 @@ from kolejka.server.rates import Rates
 from kolejka.server.scheduling.claims import Classes, Moment, Rules
 from kolejka.server.scheduling.clock import SharedClock
 from kolejka.server.storage.base import Announcement, Store
-from kolejka.server.storage.blob_folder import BlobFolder
+from kolejka.server.storage.blob_store import BlobStore, open_blob_store
 from kolejka.server.storage.database import Database
 from kolejka.server.wakes import Wakes
-
-BLOBS: Final = "blobs"
 
 Clock = Callable[[], float]
 
@@ -54,7 +50,7 @@ class Deps:
 
     settings: ServerSettings
     store: Store
-    blobs: BlobFolder
+    blobs: BlobStore
     wakes: Wakes
     bridge: Bridge
     doorkeeper: Doorkeeper
@@ -87,7 +83,7 @@ def open_deps(settings: ServerSettings, *, clock: Clock = time.time, steady: Clo
     wakes = Wakes()
     bridge = Bridge(wakes)
     store = Database.of(settings).open(bridge)
-    blobs = BlobFolder(Path(settings.data) / BLOBS)
+    blobs = open_blob_store(settings)
     doorkeeper = Doorkeeper(store, clock)
     wakes.access_changed = doorkeeper.forget
     return Deps(

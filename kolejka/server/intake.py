@@ -83,6 +83,7 @@ def put(
             "your callbacks have no key to be signed with; make one with `kolejka callback secret`",
             field="callback_url",
         )
+    blobs.use(db, intake.references.values(), now)
     for name, sha in intake.references.items():
         if not blobs.readable(db, sha, caller.user_id, node=False):
             raise InputError(f"there is no blob {sha} of yours; upload it", field=f"files.{name}", code="blob_missing")

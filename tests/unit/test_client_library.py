@@ -133,9 +133,9 @@ def test_a_file_that_changes_while_it_is_sent_is_an_error_and_leaves_nothing(
         else:
             with path.open("r+b") as file:
                 file.write(b"other bytes")
-        handler.send(404)
+        handler.json(200, {"state": "wanted", "offset": 0})
 
-    stub.fault("HEAD", "/blobs/.*", meanwhile)
+    stub.fault("POST", "/blobs/.*/upload", meanwhile)
     with pytest.raises(InputError, match="changed while it was read") as caught:
         client.put_blob(path)
     assert caught.value.field == str(path)

@@ -711,3 +711,100 @@ def test_a_data_folder_keeps_its_instance_and_another_has_another(tmp_path: Path
     assert leftovers.instance(tmp_path) == first
     (tmp_path / "instance.json").write_text("{broken")
     assert leftovers.instance(tmp_path) != first
+
+
+# Bytes on their way.
+
+
+def test_downloads_and_uploads_hold_up_no_task_that_runs(world: World) -> None:
+    """One task's input and another's output are on their way all the time; two others come, run and end meanwhile."""
+    events: list[str] = []
+    arrived, taken = threading.Event(), threading.Event()
+    foreman = world.start(offer_of(2))
+    fetch, send = world.server.get_blob, world.server.put_blob
+
+    def slow_fetch(reference: str, path: Path) -> int:
+        events.append("download begins")
+        assert arrived.wait(30)
+        events.append("download ends")
+        return fetch(reference, path)
+
+    def slow_send(source: Path, *, reference: str | None = None) -> str:
+        events.append("upload begins")
+        assert taken.wait(30)
+        events.append("upload ends")
+        return send(source, reference=reference)
+
+    foreman._slots._fetch = slow_fetch
+    world.server.put_blob = slow_send  # type: ignore[method-assign]
+    world.server.blobs[EMPTY] = b""
+    world.pool.outcomes["uploads"] = with_file()
+    world.server.put(task("uploads"))
+    world.jobs(1)
+    world.pool.finish()
+    wait_until(lambda: "upload begins" in events)
+    world.server.put(task("downloads", files={"in": {"reference": EMPTY}}))
+    wait_until(lambda: "download begins" in events)
+    for name in ("first", "second"):
+        world.server.put(task(name))
+        world.jobs(len(world.pool.started) + 1)
+        world.pool.finish()
+        wait_until(lambda name=name: name in {result.id for result in world.server.results.values()})  # type: ignore[misc]
+        events.append(f"{name} is done")
+    taken.set()
+    arrived.set()
+    world.jobs(4)
+    world.pool.finish()
+    world.results(4)
+    assert events[:4] == ["upload begins", "download begins", "first is done", "second is done"]
+    assert sorted(events[4:]) == ["download ends", "upload ends"]
+
+
+def test_a_node_that_is_offline_loses_no_result_and_takes_up_where_it_was(world: World) -> None:
+    """Everything in hand ends while the server is away, the foreman dies and starts again, then the server is back."""
+    world.pool.instant = False
+    world.start(offer_of(8))
+    world.server.put(*(task(f"t{number}") for number in range(8)))
+    world.jobs(8)
+    world.server.set_down(True)
+    world.pool.finish_all()
+    wait_until(lambda: len(list((world.data / "spool").iterdir())) == 8)
+    assert world.server.results == {}
+    foreman = world.foreman
+    assert foreman is not None
+    foreman.stop()
+    assert foreman.wait_finished(30)
+    world.server.closed = False
+    again = world.start(offer_of(8))
+    assert len(again.board.leases()) == 8
+    assert world.server.results == {}
+    world.server.set_down(False)
+    assert sorted(result.id or "" for result in world.results(8).values()) == [f"t{number}" for number in range(8)]
+    wait_until(world.nothing_left)
+
+
+def fill(path: Path) -> None:
+    """Write until the disk takes no more: OSError."""
+    with path.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+def test_a_disk_without_any_room_ends_a_task_with_the_reason_and_leaves_nothing(small_disk: Path) -> None:
+    world = World(small_disk / "data")
+    world.pool.instant = True
+    try:
+        world.start()
+        with pytest.raises(OSError, match="No space left"):
+            fill(small_disk / "ballast")
+        world.server.put(task("a"))
+        result = world.results(1)[1]
+        assert result.outcome is Outcome.ERROR
+        assert "No space left on device" in (result.message or "")
+        wait_until(world.nothing_left)
+        (small_disk / "ballast").unlink()
+        world.server.put(task("b"))
+        assert world.results(2)[2].outcome is Outcome.OK
+        wait_until(world.nothing_left)
+    finally:
+        world.end()

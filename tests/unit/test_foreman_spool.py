@@ -9,10 +9,12 @@ import pytest
 from kolejka.common.errors import NodeError, NotFound, Unavailable
 from kolejka.common.files import hash_file
 from kolejka.common.result import Outcome, Result, ResultFile
+from kolejka.common.task import Task
 from kolejka.foreman import leftovers, spool
 from kolejka.foreman.blobs import BlobCache
 from kolejka.foreman.slots import folder_name
 from kolejka.foreman.spool import Spool
+from kolejka.worker.workspace import Workspace
 
 
 def make_result(folder: Path, name: str = "t1") -> Path:
@@ -292,3 +294,46 @@ def test_a_damaged_count_of_deaths_starts_anew(tmp_path: Path) -> None:
     (tmp_path / "deaths.json").write_text("nonsense")
     cut_short(tmp_path, 1, "a")
     assert [one.again for one in leftovers.clean(tmp_path)] == [False]
+
+
+def test_a_blob_that_an_earlier_life_left_broken_is_fetched_anew(tmp_path: Path, source: Source) -> None:
+    whole, broken, gone = (source.add(data) for data in (b"whole", b"broken", b"gone"))
+    with cache_of(tmp_path).hold([whole, broken, gone], source) as folder:
+        pass
+    source.asked.clear()
+    (folder / broken).chmod(0o644)
+    (folder / broken).write_bytes(b"brokem")
+    cache = cache_of(tmp_path)
+    (folder / gone).unlink()
+    for _ in range(2):
+        with cache.hold([whole, broken, gone], source):
+            assert (folder / broken).read_bytes() == b"broken"
+            assert (folder / gone).read_bytes() == b"gone"
+    assert source.asked == [broken, gone]
+    assert cache.size == len(b"wholebrokengone")
+
+
+def test_a_task_that_changes_its_input_changes_no_other_tasks(tmp_path: Path, source: Source) -> None:
+    reference = source.add(b"data")
+    spec = Task.parse({"args": ["x"], "files": {"in": {"reference": reference}}})
+    with cache_of(tmp_path).hold([reference], source) as folder:
+        workspaces = [Workspace(tmp_path, os.getuid()) for _ in range(2)]
+        for workspace in workspaces:
+            workspace.fill(spec, tmp_path, folder)
+        first, second = (workspace.path / "in" for workspace in workspaces)
+        with first.open("r+b") as file:
+            file.write(b"evil")
+        assert (second.read_bytes(), (folder / reference).read_bytes()) == (b"data", b"data")
+        assert (folder / reference).stat().st_nlink == 1
+        for workspace in workspaces:
+            workspace.remove()
+
+
+def test_a_full_disk_under_the_cache_is_said_and_leaves_nothing(small_disk: Path, source: Source) -> None:
+    small, large = source.add(b"small"), source.add(bytes(6 << 20))
+    cache = cache_of(small_disk, bound=100 << 20)
+    with pytest.raises(OSError, match="No space left on device"), cache.hold([small, large], source):
+        raise AssertionError("never reached")
+    assert [path.name for path in (small_disk / "blobs").iterdir()] == [small]
+    with cache.hold([small], source) as folder:
+        assert (folder / small).read_bytes() == b"small"

@@ -38,7 +38,7 @@ def _scope(token: Mapping[str, Any]) -> str:
 
 @click.command()
 @click.option("--forget", is_flag=True, help="forget the token that is kept for the server")
-@settings_options(ClientSettings, without=("patience",))
+@settings_options(ClientSettings, without=("patience", "direct"))
 def login(client: ClientSettings, *, forget: bool) -> None:
     """Keep a token for a server, so that all further commands find it.
 

@@ -1,4 +1,4 @@
-"""``blob``: put, get."""
+"""``blob``: put, get, list, delete."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from pathlib import Path
 import click
 
 from kolejka.client.cli.connection import connected
+from kolejka.client.cli.output import Output, field, moment, printed
 from kolejka.client.client import KolejkaClient
 from kolejka.common.errors import InputError
 from kolejka.common.files import check_reference
+from kolejka.common.units import show_size
+
+COLUMNS = (
+    ("SHA256", field("sha256")), ("SIZE", lambda blob: show_size(int(blob["size"]))),
+    ("TASKS", field("references")), ("UPLOADED", moment("created_at")),
+)  # fmt: skip
 
 
 @click.group()
@@ -57,3 +64,25 @@ def get(client: KolejkaClient, reference: str, file: str, *, force: bool) -> Non
     if not Path(file).absolute().parent.is_dir():
         raise InputError("there is no folder to write it in; make that first", field=file)
     client.get_blob(reference, file)
+
+
+@blob.command("list")
+@printed
+@connected
+def list_blobs(client: KolejkaClient, output: Output) -> None:
+    """List the blobs that you uploaded, and how many of your tasks refer to each."""
+    output.listing(client.blobs(), COLUMNS, key="sha256")
+
+
+@blob.command("delete")
+@click.argument("references", metavar="SHA256...", nargs=-1, required=True)
+@connected
+def delete(client: KolejkaClient, references: Sequence[str]) -> None:
+    """Forget that you uploaded blobs. Tasks that refer to them keep them.
+
+    The server removes bytes that nobody needs any more by itself, after a grace; see its setting blob_grace.
+    """
+    for reference in references:
+        check_reference(reference)
+    for reference in references:
+        client.delete_blob(reference)

@@ -1,24 +1,45 @@
-"""Blobs: bytes named by their SHA-256, streamed both ways."""
+"""Blobs: bytes named by their SHA-256, streamed both ways, through the server or directly to and from its blob store.
+
+An upload that matters is begun with ``POST …/upload``: the answer says that the caller has the blob already, from which
+byte on the server wants it, or (where the store takes bytes itself and the caller can send them there) an address and a
+ticket. With the ticket, the same call says that the bytes are there: the server verifies them and the blob exists.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from typing import BinaryIO, Final
+from typing import Final
 
 from kolejka.common.errors import InputError, NotFound, Unavailable
 from kolejka.common.files import CHUNK, check_reference
+from kolejka.common.schema import object_schema
 from kolejka.server.api.errors import TooLarge
 from kolejka.server.api.routes import Answer, Call
+from kolejka.server.api.tasks import stamp
 from kolejka.server.auth.roles import Role
 from kolejka.server.deps import Deps
 from kolejka.server.storage import blobs
 from kolejka.server.storage.base import Connection, ask
+from kolejka.server.storage.blob_store import TICKET, Reader
+from kolejka.server.storage.blobs import Added, Blob
 
 READ: Final = 256 * 1024
 """Bytes read and sent at a time."""
+DIRECT_MOST: Final = 5 << 30
+"""Bytes that S3 takes in one request, and copies in one."""
 OCTETS: Final = "application/octet-stream"
+UPLOAD: Final = object_schema(
+    {
+        "size": {"type": "integer", "minimum": 0, "maximum": 2**62, "description": "bytes of the blob"},
+        "direct": {"type": "boolean", "description": "the caller can send the bytes to another address"},
+        "ticket": {
+            "type": "string", "pattern": f"^{TICKET.pattern}$", "description": "the bytes are where this ticket said",
+        },
+    },
+    required=["size"],
+)  # fmt: skip
 
 
 def _reference(call: Call) -> str:
@@ -28,14 +49,25 @@ def _reference(call: Call) -> str:
         raise error.within("sha256") from None
 
 
-async def put_blob(deps: Deps, call: Call) -> Answer:
-    """Upload a blob: `Content-Length` bytes whose SHA-256 is the name. 200 when the caller had uploaded it before."""
-    reference, size = _reference(call), call.request.content_length
-    if size is None:
-        raise InputError("say the blob's size in Content-Length", field="Content-Length", code="length_required")
+def _check_size(deps: Deps, size: int) -> None:
     if size > deps.settings.max_blob:
         raise TooLarge(f"a blob of {size} bytes is more than the {deps.settings.max_blob} that this server takes")
-    upload = await asyncio.to_thread(deps.blobs.receive, reference, size)
+
+
+async def put_blob(deps: Deps, call: Call) -> Answer:
+    """Upload a blob: `Content-Length` bytes whose SHA-256 is the name. 200 when the caller had uploaded it before.
+
+    With `Content-Range: bytes FIRST-LAST/SIZE` an upload that breaks off can be resumed: what came is kept for a while,
+    and `POST …/upload` says where to go on.
+    """
+    reference, length = _reference(call), call.request.content_length
+    if length is None:
+        raise InputError("say the blob's size in Content-Length", field="Content-Length", code="length_required")
+    piece = parse_content_range(call.request.get_header("Content-Range"), length)
+    offset, size = piece or (0, length)
+    _check_size(deps, size)
+    resume = str(call.caller.user_id) if piece else None
+    upload = await asyncio.to_thread(deps.blobs.receive, reference, size, resume=resume, offset=offset)
     try:
         chunk = bytearray()
         async for some in call.request.stream:
@@ -44,27 +76,108 @@ async def put_blob(deps: Deps, call: Call) -> Answer:
                 await asyncio.to_thread(upload.write, chunk)
                 chunk = bytearray()
         await asyncio.to_thread(upload.write, chunk)
-        await asyncio.to_thread(upload.finish)
-        now = deps.clock()
-        new = await ask(deps.store.write(lambda db: blobs.add(db, reference, size, call.caller.user_id, now)))
+        place = await asyncio.to_thread(upload.finish)
     finally:
-        upload.abort()
-    return Answer(201 if new else 200, {"sha256": reference, "size": size})
+        await asyncio.to_thread(upload.abort)
+    added = await _add(deps, call, reference, size, place)
+    return Answer(201 if added.new else 200, {"sha256": reference, "size": size})
 
 
-async def _size(deps: Deps, call: Call, reference: str) -> int:
-    """The blob's size. NotFound when there is none, or none that this caller may have."""
+async def _add(deps: Deps, call: Call, reference: str, size: int, place: str) -> Added:
+    """Record bytes at a place. Where the blob existed before, its old place stays and ours is of no use."""
+    now = deps.clock()
+    added = await ask(
+        deps.store.write(lambda db: blobs.add(db, reference, size, place, user_id=call.caller.user_id, now=now))
+    )
+    if added.place != place:
+        await asyncio.to_thread(deps.blobs.remove, [place])
+    return added
+
+
+def parse_content_range(text: str | None, length: int) -> tuple[int, int] | None:
+    """First byte and whole size of a ``Content-Range`` header of ``length`` bytes; ``None`` where there is no header.
+
+    InputError when it is anything but the rest of a blob from some byte on (RFC 9110, section 14.4).
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})", text.strip())
+    if match is None:
+        raise InputError("write it as `bytes FIRST-LAST/SIZE`", field="Content-Range")
+    first, last, size = map(int, match.groups())
+    if last != size - 1 or last - first + 1 != length:
+        raise InputError("the bytes should be all from FIRST to the end, and as many as come", field="Content-Range")
+    return first, size
+
+
+async def begin_upload(deps: Deps, call: Call) -> Answer:
+    """Ask how to upload a blob, or say with a `ticket` that it was put where the answer before said.
+
+    `state` is `stored` (the caller has it now) or `wanted`: then `offset` is the byte from which on to send the rest
+    with a `PUT` and `Content-Range`; or, with `url` and `ticket`, where to `PUT` all of it without a token.
+    """
+    reference, size, body = _reference(call), call.body["size"], call.body
+    _check_size(deps, size)
+    caller, now = call.caller, deps.clock()
+
+    def work(db: Connection) -> Blob | None:
+        if not blobs.readable(db, reference, caller.user_id, node=caller.role is Role.NODE):
+            return None
+        blobs.use(db, [reference], now)
+        return blobs.find(db, reference)
+
+    found = await ask(deps.store.write(work))
+    whose = str(caller.user_id)
+    if found is not None:
+        if found.size != size:
+            raise InputError(f"the blob has {found.size} bytes, not {size}", field="size")
+        return Answer(json={"state": "stored", "sha256": reference, "size": size})
+    if "ticket" in body:
+        place = await asyncio.to_thread(deps.blobs.collect, reference, whose, body["ticket"], size)
+        await _add(deps, call, reference, size, place)
+        return Answer(json={"state": "stored", "sha256": reference, "size": size})
+    if body.get("direct") and deps.settings.direct and size <= DIRECT_MOST:
+        invited = await asyncio.to_thread(deps.blobs.invite, reference, whose, deps.settings.link_time)
+        if invited is not None:
+            headers = {"Cache-Control": "no-store"}
+            words = {"state": "wanted", "offset": 0, "url": invited.url, "ticket": invited.ticket}
+            return Answer(json=words, headers=headers)
+    offset = await asyncio.to_thread(deps.blobs.received, reference, whose)
+    return Answer(json={"state": "wanted", "offset": offset if offset <= size else 0})
+
+
+async def list_blobs(deps: Deps, call: Call) -> Answer:
+    """List what the caller uploaded, by hash. `next` is the `after` of the following page."""
+    query, user_id = call.query, call.caller.user_id
+    after = query["after"] or ""
+    rows = await ask(deps.store.read(lambda db: blobs.granted(db, user_id, after=after, limit=query["limit"] + 1)))
+    page = rows[: query["limit"]]
+    more = len(rows) > len(page) and page
+    listed = [{**row, "created_at": stamp(row["created_at"])} for row in page]
+    return Answer(json={"blobs": listed, "next": page[-1]["sha256"] if more else None})
+
+
+async def delete_blob(deps: Deps, call: Call) -> Answer:
+    """Forget that the caller uploaded a blob. Tasks that refer to it keep it; when there are none, it goes in time."""
+    reference, user_id = _reference(call), call.caller.user_id
+    if not await ask(deps.store.write(lambda db: blobs.disown(db, reference, user_id))):
+        raise NotFound(f"you have uploaded no blob {reference}")
+    return Answer(204)
+
+
+async def _find(deps: Deps, call: Call, reference: str) -> Blob:
+    """The blob. NotFound when there is none, or none that this caller may have."""
     caller = call.caller
 
-    def work(db: Connection) -> int | None:
+    def work(db: Connection) -> Blob | None:
         if not (caller.sees_all or blobs.readable(db, reference, caller.user_id, node=caller.role is Role.NODE)):
             return None
-        return blobs.size(db, reference)
+        return blobs.find(db, reference)
 
-    size = await ask(deps.store.read(work))
-    if size is None:
+    found = await ask(deps.store.read(work))
+    if found is None:
         raise NotFound(f"there is no blob {reference} for you; who knows only the hash uploads the bytes")
-    return size
+    return found
 
 
 def _headers(reference: str) -> dict[str, str]:
@@ -74,33 +187,35 @@ def _headers(reference: str) -> dict[str, str]:
 async def head_blob(deps: Deps, call: Call) -> Answer:
     """Ask whether the caller may have a blob, and how large it is."""
     reference = _reference(call)
-    size = await _size(deps, call, reference)
-    return Answer(200, type=OCTETS, headers={**_headers(reference), "Content-Length": str(size)})
+    found = await _find(deps, call, reference)
+    return Answer(200, type=OCTETS, headers={**_headers(reference), "Content-Length": str(found.size)})
 
 
 async def get_blob(deps: Deps, call: Call) -> Answer:
-    """Download a blob, or one `Range` of it."""
+    """Download a blob, or one `Range` of it.
+
+    With `direct=true` the answer may be 307 and an address from which to get it, without a token.
+    """
     reference = _reference(call)
-    size = await _size(deps, call, reference)
+    found = await _find(deps, call, reference)
+    if call.query["direct"] == "true" and deps.settings.direct:
+        link = await asyncio.to_thread(deps.blobs.link, found.place, deps.settings.link_time)
+        if link is not None:
+            return Answer(307, headers={"Location": link, "Cache-Control": "no-store"})
+    piece = parse_range(call.request.get_header("Range"), found.size)
+    start, stop = piece or (0, found.size)
     try:
-        source = await asyncio.to_thread(deps.blobs.open, reference)
+        source = await asyncio.to_thread(deps.blobs.open, found.place, start, stop)
     except FileNotFoundError:
         raise Unavailable(
-            f"the bytes of the blob {reference} are missing on the server's disk; tell its admin"
+            f"the bytes of the blob {reference} are missing in the server's blob store; tell its admin"
         ) from None
-    try:
-        piece = parse_range(call.request.get_header("Range"), size)
-    except InputError:
-        source.close()
-        raise
-    start, stop = piece or (0, size)
     headers = _headers(reference)
     if piece is not None:
-        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{found.size}"
     return Answer(
-        206 if piece is not None else 200, stream=_Bytes(source, start, stop), length=stop - start, type=OCTETS,
-        headers=headers,
-    )  # fmt: skip
+        206 if piece is not None else 200, stream=_Bytes(source), length=stop - start, type=OCTETS, headers=headers
+    )
 
 
 def parse_range(text: str | None, size: int) -> tuple[int, int] | None:
@@ -123,31 +238,20 @@ def parse_range(text: str | None, size: int) -> tuple[int, int] | None:
 
 
 class _Bytes:
-    """A part of a file, piece by piece; falcon calls ``close`` however the download ends."""
+    """A part of a blob, piece by piece; falcon calls ``close`` however the download ends."""
 
-    def __init__(self, source: BinaryIO, start: int, stop: int) -> None:
+    def __init__(self, source: Reader) -> None:
         self._source = source
-        self._left = stop - start
-        self._start: int | None = start
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        if self._left <= 0:
-            raise StopAsyncIteration
-        return await asyncio.to_thread(self._read)
-
-    def _read(self) -> bytes:
-        if self._start is not None:
-            self._source.seek(self._start)
-            self._start = None
-        piece = self._source.read(min(READ, self._left))
+        piece = await asyncio.to_thread(self._source.read, READ)
         if not piece:
-            raise Unavailable("the blob's file is shorter than it was")
-        self._left -= len(piece)
+            raise StopAsyncIteration
         return piece
 
     async def close(self) -> None:
-        """Let go of the file."""
-        self._source.close()
+        """Let go of the bytes."""
+        await asyncio.to_thread(self._source.close)

@@ -25,13 +25,18 @@ async def healthz(_deps: Deps, _call: Call) -> Answer:
 
 
 async def readyz(deps: Deps, _call: Call) -> Answer:
-    """Say whether work can be taken: the database answers, the disk has room, the server does not stop."""
+    """Say whether work can be taken: database and blob store answer, the disk has room, the server does not stop."""
     checks = {"stopping": not deps.wakes.closing}
     try:
         await ask(deps.store.write(lambda db: db.row("SELECT 1")))
         checks["database"] = True
     except KolejkaError:
         checks["database"] = False
+    try:
+        await asyncio.to_thread(deps.blobs.check)
+        checks["blobs"] = True
+    except KolejkaError:
+        checks["blobs"] = False
     checks["disk"] = await asyncio.to_thread(deps.blobs.free_bytes) > NEEDED_BYTES
     ready = all(checks.values())
     words = {name: "ok" if good else "failed" for name, good in checks.items()}

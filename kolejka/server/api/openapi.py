@@ -72,7 +72,15 @@ def _operation(route: Route) -> dict[str, Any]:
 
 
 def _response(route: Route, status: int) -> dict[str, Any]:
-    meanings = {200: "done", 201: "made", 202: "not yet", 204: "done", 206: "a part", 503: "not ready"}
+    meanings = {
+        200: "done",
+        201: "made",
+        202: "not yet",
+        204: "done",
+        206: "a part",
+        307: "get it there",
+        503: "not ready",
+    }
     response: dict[str, Any] = {"description": meanings[status]}
     if status != 204 and route.method != "HEAD":
         response["content"] = {route.gives: {}}

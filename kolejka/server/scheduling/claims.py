@@ -294,7 +294,7 @@ def accept(db: Connection, lease: int, user_id: int, handed: Handed, now: Moment
         if held.result_hash == handed.digest and held.task_state is not None:
             return held, held.task_state
         raise Conflict(f"the lease {lease} was overtaken; throw its result away")
-    _check_manifest(db, held, result)
+    _check_manifest(db, held, result, now)
     retry = _retry(held.retry)
     then = after_result(result.outcome, retries=held.retries, retry=retry, cancelled=held.cancelled)
     state = TaskState.WAITING if then is Next.WAIT else TaskState.DONE
@@ -312,12 +312,12 @@ def accept(db: Connection, lease: int, user_id: int, handed: Handed, now: Moment
     return held, state.value
 
 
-def _check_manifest(db: Connection, held: Held, result: Result) -> None:
+def _check_manifest(db: Connection, held: Held, result: Result, now: Moment) -> None:
     """Every file of the result is a blob that the node stored or was given, of the size it says."""
     if not result.manifest:
         return
     wanted = {entry.sha256 for entry in result.manifest.values()}
-    sizes = blobs.granted_sizes(db, wanted, held.user_id, number=held.number)
+    sizes = blobs.granted_sizes(db, wanted, held.user_id, number=held.number, now=now.wall)
     for name, entry in result.manifest.items():
         if entry.sha256 not in sizes:
             raise InputError(

@@ -1,20 +1,22 @@
-"""The bytes: ``blobs/ab/cdef…``, named by their SHA-256, each whole and on disk or absent.
+"""Blobs on the server's disk: ``ab/cdef….0123456789abcdef``, each whole and synced or absent.
 
-An upload goes to a file in ``incoming``, is hashed as it comes, synced, and renamed only when length and hash are the
-announced ones; anything else removes it. What a crash leaves in ``incoming`` is swept at the start. Constant memory.
+A verified upload becomes a blob by one rename within the folder. Files are never written again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
-from kolejka.common.errors import InputError, Unavailable
-from kolejka.common.files import check_reference, sync_folder
+from kolejka.common.errors import InputError, NodeError, Unavailable
+from kolejka.common.files import sync_folder
+from kolejka.server.storage.blob_store import INCOMING, Invitation, Kept, check_place, new_place
+from kolejka.server.storage.incoming import Incoming, Upload
+
+_ENTRY: Final = 2
+"""letters of the folders below the root"""
 
 
 class BlobFolder:
@@ -22,87 +24,99 @@ class BlobFolder:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._incoming = root / "incoming"
-        self._incoming.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._incoming = Incoming(root / INCOMING)
+        except OSError as error:
+            raise NodeError(f"cannot be used as the folder of blobs: {error.strerror}", field=str(root)) from None
 
-    def sweep(self) -> int:
-        """Remove uploads that nobody finishes any more; how many. Called before the first upload."""
-        left = list(self._incoming.iterdir())
-        for path in left:
-            path.unlink()
-        return len(left)
+    def path(self, place: str) -> Path:
+        """Where the bytes of a place are, or would be."""
+        return self._root / check_place(place)
 
-    def path(self, reference: str) -> Path:
-        """Where a blob's bytes are, or would be."""
-        check_reference(reference)
-        return self._root / reference[:2] / reference[2:]
+    def receive(self, reference: str, size: int, *, resume: str | None = None, offset: int = 0) -> Upload:
+        """Begin an upload."""
+        return self._incoming.receive(reference, size, self._keep, resume=resume, offset=offset)
 
-    def open(self, reference: str) -> BinaryIO:
-        """A blob's bytes, to be read. FileNotFoundError when they are not there."""
-        return open(self.path(reference), "rb")
+    def received(self, reference: str, resume: str) -> int:
+        """Bytes of a broken upload that are here."""
+        return self._incoming.received(reference, resume)
 
-    def receive(self, reference: str, size: int) -> Upload:
-        """Begin an upload of ``size`` bytes that are to have this hash."""
-        return Upload(self._incoming, self.path(reference), reference, size)
+    def _keep(self, source: Path, reference: str) -> str:
+        place = new_place(reference)
+        target = self._root / place
+        if not target.parent.is_dir():
+            target.parent.mkdir(exist_ok=True)
+            sync_folder(self._root)
+        os.rename(source, target)
+        sync_folder(target.parent)
+        return place
+
+    def open(self, place: str, start: int, stop: int) -> FileReader:
+        """Bytes of a file. FileNotFoundError when it is not there."""
+        return FileReader(open(self.path(place), "rb"), start, stop)
+
+    def remove(self, places: Iterable[str]) -> None:
+        """Remove files."""
+        try:
+            for place in places:
+                self.path(place).unlink(missing_ok=True)
+        except OSError as error:
+            raise Unavailable(f"blobs cannot be removed: {error.strerror}") from error
+
+    def places(self) -> Iterator[Kept]:
+        """Every file."""
+        for folder in self._root.iterdir():
+            if len(folder.name) != _ENTRY:
+                continue
+            for entry in os.scandir(folder):
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:  # swept meanwhile
+                    continue
+                yield Kept(f"{folder.name}/{entry.name}", status.st_size, status.st_mtime)
+
+    def sweep_incoming(self, before: float) -> int:
+        """Remove uploads that nobody finishes any more."""
+        return self._incoming.sweep(before)
+
+    def link(self, place: str, valid_s: float) -> None:
+        """None: the bytes come from the server."""
+
+    def invite(self, reference: str, whose: str, valid_s: float) -> Invitation | None:
+        """None: the bytes go to the server."""
+        return None
+
+    def collect(self, reference: str, whose: str, ticket: str, size: int) -> str:
+        """Nobody was invited."""
+        raise InputError("this server gives no tickets; send the bytes to it", field="ticket")
+
+    def check(self) -> None:
+        """Whether the folder is there and may be written."""
+        if not os.access(self._root / INCOMING, os.W_OK | os.X_OK):
+            raise Unavailable(f"the folder of blobs cannot be written: {self._root}")
 
     def free_bytes(self) -> int:
         """How much more the disk takes."""
-        disk = os.statvfs(self._root)
-        return disk.f_bavail * disk.f_frsize
+        return self._incoming.free_bytes()
 
 
-class Upload:
-    """Bytes that are coming. ``write`` them all, then ``finish``; ``abort`` in any other case (twice is fine)."""
+class FileReader:
+    """A part of a file."""
 
-    def __init__(self, incoming: Path, target: Path, reference: str, size: int) -> None:
-        self._target = target
-        self._reference = reference
-        self._size = size
-        self._received = 0
-        self._digest = hashlib.sha256()
-        try:
-            descriptor, name = tempfile.mkstemp(dir=incoming)
-        except OSError as error:
-            raise Unavailable(f"blobs cannot be stored: {error.strerror}") from error
-        self._temporary = Path(name)
-        self._sink = os.fdopen(descriptor, "wb", buffering=0)
+    def __init__(self, source: BinaryIO, start: int, stop: int) -> None:
+        self._source = source
+        self._left = stop - start
+        source.seek(start)
 
-    def write(self, chunk: bytes | bytearray) -> None:
-        """The next bytes. Unavailable when the disk does not take them."""
-        self._received += len(chunk)
-        if self._received > self._size:
-            raise InputError(f"more bytes came than the {self._size} that were announced", code="truncated")
-        self._digest.update(chunk)
-        rest = memoryview(chunk)
-        try:
-            while rest:
-                rest = rest[self._sink.write(rest) or 0 :]
-        except OSError as error:
-            raise Unavailable(f"the blob cannot be stored: {error.strerror}") from error
+    def read(self, size: int) -> bytes:
+        """The next bytes."""
+        piece = self._source.read(min(size, self._left))
+        if not piece and self._left:
+            raise Unavailable("the blob's file is shorter than it was")
+        self._left -= len(piece)
+        return piece
 
-    def finish(self) -> None:
-        """Make the blob durable under its name. InputError when bytes are missing or have another hash."""
-        if self._received != self._size:
-            raise InputError(
-                f"the upload broke off after {self._received} of {self._size} bytes; send it again", code="truncated"
-            )
-        if self._digest.hexdigest() != self._reference:
-            raise InputError(
-                f"these bytes have the SHA-256 {self._digest.hexdigest()}", field="sha256", code="hash_mismatch"
-            )
-        try:
-            os.fsync(self._sink.fileno())
-            self._sink.close()
-            if not self._target.parent.is_dir():
-                self._target.parent.mkdir(exist_ok=True)
-                sync_folder(self._target.parent.parent)
-            os.replace(self._temporary, self._target)
-            sync_folder(self._target.parent)
-        except OSError as error:
-            raise Unavailable(f"the blob cannot be stored: {error.strerror}") from error
-
-    def abort(self) -> None:
-        """Leave nothing behind. After ``finish`` this does nothing."""
-        self._sink.close()
-        with suppress(FileNotFoundError):  # renamed, or removed before
-            self._temporary.unlink()
+    def close(self) -> None:
+        """Close the file."""
+        self._source.close()

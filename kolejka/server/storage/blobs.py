@@ -1,29 +1,149 @@
-"""Which blobs there are, and who may have them.
+"""Which blobs there are, where their bytes lie, who may have them, and which nobody needs any more.
 
 A caller may have what they uploaded, and what a task of theirs refers to; a node, what the tasks it runs refer to.
 Knowing a hash gives nobody the bytes.
+
+A blob lives while a task refers to it, and for a grace after it was last *used*: uploaded, asked for by an uploader, or
+referred to. Whoever refers to a blob uses it in the same transaction, and a sweep first locks the rows it means to
+take, then looks again at what refers to them: of the two, one sees what the other did, on every engine. A use that is
+younger than ``FRESH_S`` is not written again; the shortest grace is far longer than that and any transaction.
+
+What a sweep takes out of ``blobs`` it writes into ``removals`` in the same transaction. So bytes are removed only when
+no row names them, and a sweep that dies in between is finished by the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 from kolejka.server.storage.base import Connection, marks, pieces
+from kolejka.server.storage.blob_store import reference_at
+
+FRESH_S: Final = 10.0
+LEAST_GRACE_S: Final = 60.0
+
+_UNREFERENCED: Final = "NOT EXISTS (SELECT 1 FROM blob_references r WHERE r.sha = blobs.sha)"
 
 
-def add(db: Connection, sha: str, size: int, user_id: int, now: float) -> bool:
-    """Record a blob whose bytes are on disk and who uploaded it; whether this user did so for the first time."""
-    db.run("INSERT INTO blobs (sha, size, created_at) VALUES (?, ?, ?) ON CONFLICT (sha) DO NOTHING", sha, size, now)
-    return bool(db.run(
+@dataclass(frozen=True)
+class Blob:
+    """A blob that exists."""
+
+    size: int
+    place: str
+
+
+@dataclass(frozen=True)
+class Added:
+    """What became of an upload: ``new`` for its user; ``place`` is where the blob's bytes lie, maybe since before."""
+
+    new: bool
+    place: str
+
+
+def add(db: Connection, sha: str, size: int, place: str, *, user_id: int, now: float) -> Added:
+    """Record bytes that are durable at a place, and who uploaded them."""
+    row = db.row(
+        "INSERT INTO blobs (sha, size, created_at, place, used_at) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (sha) DO UPDATE SET used_at = excluded.used_at RETURNING place",
+        sha, size, now, place, now,
+    )  # fmt: skip
+    assert row is not None  # made, or there before
+    new = db.run(
         "INSERT INTO grants (user_id, sha, created_at) VALUES (?, ?, ?) ON CONFLICT (user_id, sha) DO NOTHING",
         user_id, sha, now,
-    ))  # fmt: skip
+    )  # fmt: skip
+    return Added(bool(new), str(row[0]))
 
 
-def size(db: Connection, sha: str) -> int | None:
-    """A blob's size in bytes, ``None`` when there is no such blob."""
-    row = db.row("SELECT size FROM blobs WHERE sha = ?", sha)
-    return int(row[0]) if row else None
+def find(db: Connection, sha: str) -> Blob | None:
+    """A blob, ``None`` when there is no such."""
+    row = db.row("SELECT size, place FROM blobs WHERE sha = ?", sha)
+    return Blob(int(row[0]), str(row[1])) if row else None
+
+
+def use(db: Connection, shas: Collection[str], now: float) -> None:
+    """Let the grace of these blobs begin anew."""
+    for some in pieces(shas):
+        db.run(
+            f"UPDATE blobs SET used_at = ? WHERE sha IN ({marks(some)}) AND used_at < ?",  # noqa: S608 question marks
+            now, *some, now - FRESH_S,
+        )  # fmt: skip
+
+
+def granted(db: Connection, user_id: int, *, after: str = "", limit: int) -> list[dict[str, Any]]:
+    """What a user uploaded, by hash: ``sha256``, ``size``, ``created_at``, ``references`` = how many tasks need it."""
+    rows = db.rows(
+        "SELECT b.sha, b.size, g.created_at,"
+        " (SELECT COUNT(DISTINCT r.number) FROM blob_references r JOIN tasks t ON t.number = r.number"
+        " WHERE r.sha = b.sha AND t.owner_id = g.user_id)"
+        " FROM grants g JOIN blobs b ON b.sha = g.sha WHERE g.user_id = ? AND g.sha > ? ORDER BY g.sha LIMIT ?",
+        user_id, after, limit,
+    )  # fmt: skip
+    return [dict(zip(("sha256", "size", "created_at", "references"), row, strict=True)) for row in rows]
+
+
+def disown(db: Connection, sha: str, user_id: int) -> bool:
+    """Forget that a user uploaded a blob; whether they had. Their tasks keep what they refer to."""
+    return bool(db.run("DELETE FROM grants WHERE sha = ? AND user_id = ?", sha, user_id))
+
+
+def unneeded(db: Connection, *, before: float, after: str, limit: int) -> tuple[list[str], str | None]:
+    """Blobs that nothing refers to and nobody used since ``before``, among the next ``limit`` blobs by hash.
+
+    With them the hash to go on ``after``; ``None`` at the end.
+    """
+    rows = db.rows(
+        f"SELECT sha, used_at < ? AND {_UNREFERENCED} FROM blobs WHERE sha > ? ORDER BY sha LIMIT ?",  # noqa: S608 constants
+        before, after, limit,
+    )  # fmt: skip
+    return [sha for sha, is_unneeded in rows if is_unneeded], str(rows[-1][0]) if len(rows) == limit else None
+
+
+def take_out(db: Connection, shas: Sequence[str], *, before: float) -> int:
+    """Take those of these blobs out that are still unneeded, their bytes to be removed; how many."""
+    taken = 0
+    for some in pieces(sorted(shas), 500):
+        here = marks(some)
+        # The lock: whoever refers to one of these from now on waits for us and then finds it gone.
+        db.run(f"UPDATE blobs SET used_at = used_at WHERE sha IN ({here}) AND used_at < ?", *some, before)  # noqa: S608 question marks
+        rows = db.rows(
+            f"DELETE FROM blobs WHERE sha IN ({here}) AND used_at < ? AND {_UNREFERENCED}"  # noqa: S608 constants
+            " RETURNING sha, place",
+            *some, before,
+        )  # fmt: skip
+        for sha, place in rows:
+            db.run("INSERT INTO removals (place) VALUES (?)", place)
+            db.run("DELETE FROM grants WHERE sha = ?", sha)
+        taken += len(rows)
+    return taken
+
+
+def removals(db: Connection, limit: int) -> list[str]:
+    """Places whose bytes are to be removed."""
+    return [row[0] for row in db.rows("SELECT place FROM removals LIMIT ?", limit)]
+
+
+def removed(db: Connection, places: Collection[str]) -> None:
+    """The bytes at these places are gone."""
+    for some in pieces(places):
+        db.run(f"DELETE FROM removals WHERE place IN ({marks(some)})", *some)  # noqa: S608 question marks
+
+
+def strangers(db: Connection, places: Collection[str]) -> list[str]:
+    """Those of these places that no row names."""
+    known: set[str] = set()
+    for some in pieces(places, 500):
+        shas = [reference_at(place) for place in some]
+        known.update(row[0] for row in db.rows(
+            f"SELECT place FROM blobs WHERE sha IN ({marks(shas)})", *shas  # noqa: S608 question marks
+        ))  # fmt: skip
+        known.update(row[0] for row in db.rows(
+            f"SELECT place FROM removals WHERE place IN ({marks(some)})", *some  # noqa: S608 question marks
+        ))  # fmt: skip
+    return [place for place in places if place not in known]
 
 
 def readable(db: Connection, sha: str, user_id: int, *, node: bool) -> bool:
@@ -43,8 +163,14 @@ def readable(db: Connection, sha: str, user_id: int, *, node: bool) -> bool:
     ))  # fmt: skip
 
 
-def granted_sizes(db: Connection, shas: Collection[str], user_id: int, *, number: int | None = None) -> dict[str, int]:
-    """Of these blobs, those that the user uploaded, or (with ``number``) that the task refers to, with their sizes."""
+def granted_sizes(
+    db: Connection, shas: Collection[str], user_id: int, *, number: int | None = None, now: float
+) -> dict[str, int]:
+    """Of these blobs, those that the user uploaded, or (with ``number``) that the task refers to, with their sizes.
+
+    They are used ``now``.
+    """
+    use(db, shas, now)
     found: dict[str, int] = {}
     for some in pieces(shas):
         found.update(db.rows(

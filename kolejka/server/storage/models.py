@@ -170,11 +170,26 @@ class Clock(Table):
 
 
 class Blobs(Table):
-    """The blobs whose bytes are on disk."""
+    """The blobs whose bytes are durable at a place of the blob store."""
 
     sha = p.TextField(primary_key=True)
     size = p.BigIntegerField()
     created_at = p.FloatField()
+    place = p.TextField()
+    used_at = p.FloatField()
+
+
+class Removals(Table):
+    """Places whose bytes no blob is made of any more."""
+
+    place = p.TextField(primary_key=True)
+
+
+class Chores(Table):
+    """Work that one server of several does at its time."""
+
+    name = p.TextField(primary_key=True)
+    due_at = p.FloatField()
 
 
 class Grants(Table):
@@ -272,4 +287,5 @@ class CallbackSecrets(Table):
 TABLES: tuple[Any, ...] = (
     Clock,    Users, Tokens, Queues, Signatures, Tasks, Specs, Labels, Results, Attempts, Leases, Nodes, Blobs, Grants,
     BlobReferences, Accounting, Events, Audit, Callbacks, CallbackSecrets,
+    Removals, Chores,
 )  # fmt: skip

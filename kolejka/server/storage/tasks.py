@@ -325,6 +325,27 @@ def delete(db: Connection, number: int, now: float) -> None:
         db.run(f"DELETE FROM {table} WHERE number = ?", number)  # noqa: S608 constants
 
 
+def retentions(db: Connection) -> list[tuple[str, float]]:
+    """The queues that keep done tasks for a while only, and how long, in seconds."""
+    return [
+        (str(name), float(kept_s))
+        for name, kept_s in db.rows("SELECT name, retention_s FROM queues WHERE retention_s IS NOT NULL")
+    ]
+
+
+def expired(db: Connection, queue: str, *, before: float, after: int, limit: int) -> tuple[list[int], int | None]:
+    """Numbers of done tasks of a queue that ended before a moment, among the next ``limit`` tasks ``after`` a number.
+
+    With them the number to go on after; ``None`` at the end.
+    """
+    rows = db.rows(
+        "SELECT number, queue = ? AND state = 'done' AND finished_at < ? FROM tasks WHERE number > ?"
+        " ORDER BY number LIMIT ?",
+        queue, before, after, limit,
+    )  # fmt: skip
+    return [number for number, is_expired in rows if is_expired], int(rows[-1][0]) if len(rows) == limit else None
+
+
 def account(db: Connection, held: Held, result: Result, now: float) -> None:
     """Record what an attempt used."""
     stats = result.stats

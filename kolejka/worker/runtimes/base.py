@@ -17,7 +17,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,6 +205,13 @@ class RunningTask(Protocol):
         """
 
 
+Tell = Callable[[int, int], object]
+
+
+def unheard(_done: int, _total: int) -> None:
+    """Nobody is told."""
+
+
 class Images(Protocol):
     """The images of one runtime on this node."""
 
@@ -217,8 +224,11 @@ class Images(Protocol):
     def environment(self, image: str) -> Mapping[str, str]:
         """The variables that the image itself sets. NotFound where there is no such image."""
 
-    def fetch(self, image: str) -> None:
-        """Get the image from its registry. NodeError when that fails."""
+    def fetch(self, image: str, tell: Tell = unheard) -> None:
+        """Get the image from its registry. NodeError when that fails; then nothing of it is here.
+
+        ``tell`` hears now and then how many bytes came, and of how many (0 where nobody knows).
+        """
 
     def drop(self, image: str) -> None:
         """Remove the image. NotFound where there is no such image."""

@@ -34,9 +34,11 @@ from kolejka.worker.runtimes.base import (
     WORK_FOLDER,
     Held,
     Run,
+    Tell,
     candidates,
     parent,
     private_folder,
+    unheard,
 )
 from kolejka.worker.trees import weight
 
@@ -282,14 +284,19 @@ class DockerImages:
         words = (self._about(image).get("Config") or {}).get("Env") or []
         return {name: value for name, _, value in (word.partition("=") for word in words)}
 
-    def fetch(self, image: str) -> None:
+    def fetch(self, image: str, tell: Tell = unheard) -> None:
         """Pull the image."""
         import docker.errors
 
+        layers: dict[str, tuple[int, int]] = {}
         try:
             for event in self._runtime.client.pull(image, stream=True, decode=True):
                 if "error" in event:
                     raise NodeError(f"{image}: cannot be pulled: {event['error']}")
+                progress = event.get("progressDetail") or {}
+                if event.get("status") == "Downloading" and "total" in progress:
+                    layers[str(event.get("id"))] = progress.get("current", 0), progress["total"]
+                    tell(sum(done for done, _ in layers.values()), sum(total for _, total in layers.values()))
         except docker.errors.DockerException as error:
             raise NodeError(f"{image}: cannot be pulled: {_reason(error)}") from error
 

@@ -18,7 +18,7 @@ from typing import ClassVar
 from kolejka.common.checks import Check
 from kolejka.common.errors import NodeError, NotFound
 from kolejka.worker.runtimes import init
-from kolejka.worker.runtimes.base import Held, Images, Run, candidates, control_socket
+from kolejka.worker.runtimes.base import Held, Images, Run, Tell, candidates, control_socket, unheard
 
 
 class FakeTask(Held):
@@ -75,7 +75,7 @@ class FakeImages:
         self.size(image)
         return {}
 
-    def fetch(self, image: str) -> None:
+    def fetch(self, image: str, tell: Tell = unheard) -> None:  # noqa: ARG002 it takes no time
         """It exists from now on, empty."""
         self._images[image] = 0
 

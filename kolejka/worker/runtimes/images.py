@@ -30,6 +30,7 @@ else:
 from kolejka.common.errors import InputError, NodeError, NotFound
 from kolejka.common.files import CHUNK, read_json, write_json
 from kolejka.common.image_names import check_image_name
+from kolejka.worker.runtimes.base import Tell, unheard
 from kolejka.worker.runtimes.skeleton import prepare_root
 from kolejka.worker.trees import remove_tree, weight
 
@@ -97,7 +98,7 @@ class Store:
         place.rename(doomed / "image")
         remove_tree(doomed)
 
-    def fetch(self, image: str) -> None:
+    def fetch(self, image: str, tell: Tell = unheard) -> None:
         """Get an image from its registry with skopeo. NodeError where that is not installed or fails."""
         if shutil.which("skopeo") is None:
             raise NodeError(
@@ -106,9 +107,17 @@ class Store:
         with tempfile.TemporaryDirectory(prefix="kolejka-fetch-") as folder:
             layout = Path(folder) / "layout"
             command = ["skopeo", "copy", "--quiet", f"docker://{canonical(image)}", f"oci:{layout}:image"]
-            ran = subprocess.run(command, capture_output=True, text=True, check=False)
-            if ran.returncode != 0:
-                raise NodeError(f"{image}: cannot be fetched: {ran.stderr.strip().splitlines()[-1:] or ran.returncode}")
+            with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as running:
+                while True:
+                    try:
+                        _, said = running.communicate(timeout=1.0)
+                    except subprocess.TimeoutExpired:
+                        tell(weight(Path(folder)), 0)
+                        continue
+                    break
+            if running.returncode != 0:
+                reason = (said.strip().splitlines() or [f"skopeo ended with {running.returncode}"])[-1]
+                raise NodeError(f"{image}: cannot be fetched: {reason}")
             self.add(image, layout)
 
     def add(self, image: str, source: Path) -> dict[str, Any]:

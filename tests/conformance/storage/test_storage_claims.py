@@ -16,6 +16,7 @@ from kolejka.server.scheduling import claims
 from kolejka.server.scheduling.rescue import Next
 from kolejka.server.storage import blobs, leases, nodes, tasks
 from kolejka.server.storage.base import Announcement, CancelAsked, TaskDone, TaskWaiting
+from kolejka.server.storage.blob_store import new_place as place_of
 from tests.conformance.storage.conftest import Cluster
 
 SHA = "ab" * 32
@@ -228,11 +229,11 @@ def test_a_result_may_only_name_bytes_that_the_node_stored_or_was_given(
     cluster.put(ala)
     (given,) = cluster.claim(smith).given
     manifest = {"out": ResultFile(5, "0644", SHA)}
-    cluster.store.write(lambda db: blobs.add(db, SHA, 5, ala.user_id, 0.0)).result()
+    cluster.store.write(lambda db: blobs.add(db, SHA, 5, place_of(SHA), user_id=ala.user_id, now=0.0)).result()
     with pytest.raises(InputError) as caught:
         cluster.finish(smith, given.lease, manifest=manifest)
     assert (caught.value.code, caught.value.field) == ("blob_missing", "manifest.out")
-    assert cluster.store.write(lambda db: blobs.add(db, SHA, 5, smith.user_id, 0.0)).result()
+    assert cluster.store.write(lambda db: blobs.add(db, SHA, 5, place_of(SHA), user_id=smith.user_id, now=0.0)).result()
     with pytest.raises(InputError) as caught:
         cluster.finish(smith, given.lease, manifest={"out": ResultFile(6, "0644", SHA)})
     assert caught.value.field == "manifest.out.size"
@@ -240,7 +241,7 @@ def test_a_result_may_only_name_bytes_that_the_node_stored_or_was_given(
 
 
 def test_an_input_may_come_back_as_output_without_a_second_upload(cluster: Cluster, ala: Caller, smith: Caller) -> None:
-    cluster.store.write(lambda db: blobs.add(db, SHA, 5, ala.user_id, 0.0)).result()
+    cluster.store.write(lambda db: blobs.add(db, SHA, 5, place_of(SHA), user_id=ala.user_id, now=0.0)).result()
     cluster.put(ala, files={"in": {"reference": SHA}})
     (given,) = cluster.claim(smith).given
     assert cluster.finish(smith, given.lease, manifest={"out": ResultFile(5, "0644", SHA)}) == "done"
@@ -252,7 +253,7 @@ def test_who_may_have_a_blob(cluster: Cluster, ala: Caller, smith: Caller) -> No
         return cluster.store.read(lambda db: blobs.readable(db, sha, caller.user_id, node=node)).result()
 
     ola = cluster.user("ola")
-    cluster.store.write(lambda db: blobs.add(db, SHA, 5, ala.user_id, 0.0)).result()
+    cluster.store.write(lambda db: blobs.add(db, SHA, 5, place_of(SHA), user_id=ala.user_id, now=0.0)).result()
     assert readable(ala)
     assert not readable(ola)
     with pytest.raises(InputError) as caught:
@@ -264,7 +265,7 @@ def test_who_may_have_a_blob(cluster: Cluster, ala: Caller, smith: Caller) -> No
     (given,) = cluster.claim(smith).given
     assert readable(smith)
     made = "cd" * 32
-    cluster.store.write(lambda db: blobs.add(db, made, 7, smith.user_id, 0.0)).result()
+    cluster.store.write(lambda db: blobs.add(db, made, 7, place_of(made), user_id=smith.user_id, now=0.0)).result()
     assert not readable(ala, made)
     cluster.finish(smith, given.lease, manifest={"out": ResultFile(7, "0644", made)})
     assert readable(ala, made), "a result's files are its owner's"
@@ -496,7 +497,7 @@ def test_listings_filter_and_page(cluster: Cluster, ala: Caller, smith: Caller) 
 
 
 def test_a_deleted_task_leaves_only_its_accounting(cluster: Cluster, ala: Caller, smith: Caller) -> None:
-    cluster.store.write(lambda db: blobs.add(db, SHA, 5, ala.user_id, 0.0)).result()
+    cluster.store.write(lambda db: blobs.add(db, SHA, 5, place_of(SHA), user_id=ala.user_id, now=0.0)).result()
     (task_id,) = cluster.put(ala, labels={"a": "b"}, files={"in": {"reference": SHA}})
     (given,) = cluster.claim(smith).given
     cluster.finish(smith, given.lease)
