@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 from kolejka.common.errors import KolejkaError
 from kolejka.server.calling import Calls
@@ -23,6 +25,9 @@ from kolejka.server.storage.base import Announcement, Connection, TaskDone, Task
 from kolejka.server.sweep import Sweeper
 
 logger = logging.getLogger("kolejka.server")
+
+THREADS: Final = 64
+"""threads that move bytes; each waits for a disk or a blob store most of its time"""
 
 
 class Service:
@@ -39,7 +44,9 @@ class Service:
         """Begin to watch."""
         if self._watching is not None:
             return
-        self._deps.bridge.connect(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(THREADS, "bytes"))
+        self._deps.bridge.connect(loop)
         await self._wind()
         running = await ask(self._deps.store.read(leases.count))
         logger.info("server started", extra={"running": running})

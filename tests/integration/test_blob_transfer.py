@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from kolejka.client.client import KolejkaClient
+from kolejka.common.errors import Unavailable
 from kolejka.common.settings import ClientSettings
 from tests.integration.server_process import Caller, Server
 from tests.neighbours.s3 import S3
@@ -231,6 +232,23 @@ def test_a_hash_and_a_size_tell_a_stranger_nothing(server: Server, ala: Caller) 
     assert ala.ask("POST", f"/blobs/{sha}/upload", {"size": 65 << 30}, status=413).error[0] == "too_large"
 
 
+def test_a_node_brings_the_bytes_of_its_results_even_those_it_may_read(server: Server, ala: Caller) -> None:
+    smith = server.user(next(NAMES), "node")
+    data = DATA + b"both an input and another task's output"
+    sha = ala.upload(data)
+    ala.put(files={"in": {"reference": sha}})
+    ala.put()
+    name = next(NAMES)
+    leases = {given["spec"].get("files") is not None: given["lease"] for given in smith.claim(name)["attempts"]}
+    assert smith.ask("GET", f"/blobs/{sha}").status == 200
+    assert begin(smith, sha, len(data))["state"] == "wanted"
+    assert smith.upload(data) == sha
+    assert begin(smith, sha, len(data))["state"] == "stored"
+    manifest = {"out": {"size": len(data), "mode": "0644", "sha256": sha}}
+    for lease in leases.values():
+        smith.finish(lease, manifest=manifest, files=["out"])
+
+
 def test_a_blob_listed_and_deleted_from_the_command_line(server: Server, ala: Caller, tmp_path: Path) -> None:
     with client_of(ala) as client:
         (tmp_path / "f").write_bytes(b"by the library")
@@ -325,6 +343,30 @@ def test_a_store_that_fails_costs_a_client_only_the_detour(
         client.get_blob(sha, tmp_path / "copy")
     assert len(invited) == 2
     assert (tmp_path / "copy").read_bytes() == DATA + b"detour"
+
+
+# A full disk
+
+
+def test_a_full_disk_under_the_blobs_is_said_and_the_server_goes_on(small_disk: Path, tmp_path: Path) -> None:
+    server = Server(tmp_path, "--blobs", str(small_disk)).start()
+    try:
+        ala = server.admin
+        kept = ala.upload(b"kept" * 100_000)
+        data = bytes(6 << 20)
+        sha = hashlib.sha256(data).hexdigest()
+        with client_of(ala) as client:
+            client.transport.patience_s = 0.5
+            (tmp_path / "big").write_bytes(data)
+            with pytest.raises(Unavailable, match=r"No space left on device|broke"):
+                client.put_blob(tmp_path / "big")
+        wait_until(lambda: arrived(ala, sha, len(data)) == 0)
+        assert list((small_disk / "incoming").iterdir()) == []
+        assert ala.ask("GET", f"/blobs/{kept}", status=200).data == b"kept" * 100_000
+        assert ala.ask("GET", "/readyz", status=503).json["checks"]["disk"] == "failed"
+        assert ala.upload(b"small"), "the room is free again"
+    finally:
+        server.stop()
 
 
 # Settings

@@ -58,8 +58,8 @@ def store_blob(folder: Path, cluster: Cluster, user_id: int, data: bytes) -> str
     sha = hashlib.sha256(data).hexdigest()
     upload = BlobFolder(folder).receive(sha, len(data))
     upload.write(data)
-    upload.finish()
-    cluster.store.write(lambda db: blobs.add(db, sha, len(data), user_id, 0.0)).result()
+    place = upload.finish()
+    cluster.store.write(lambda db: blobs.add(db, sha, len(data), place, user_id=user_id, now=0.0)).result()
     return sha
 
 
