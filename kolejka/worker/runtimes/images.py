@@ -10,6 +10,7 @@ made beside its place and renamed into it: it is whole or absent.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -104,7 +105,8 @@ class Store:
             raise NodeError(
                 f"{image}: there is no skopeo here to fetch images with; install it, or `kolejka-worker image import`"
             )
-        with tempfile.TemporaryDirectory(prefix="kolejka-fetch-") as folder:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetched-", dir=self._folder) as folder:
             layout = Path(folder) / "layout"
             command = ["skopeo", "copy", "--quiet", f"docker://{canonical(image)}", f"oci:{layout}:image"]
             with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as running:
@@ -117,7 +119,8 @@ class Store:
                     break
             if running.returncode != 0:
                 reason = (said.strip().splitlines() or [f"skopeo ended with {running.returncode}"])[-1]
-                raise NodeError(f"{image}: cannot be fetched: {reason}")
+                words = re.search(r'msg="(.*)"$', reason)
+                raise NodeError(f"{image}: cannot be fetched: {words[1] if words else reason}"[:1000])
             self.add(image, layout)
 
     def add(self, image: str, source: Path) -> dict[str, Any]:
