@@ -70,8 +70,8 @@ def backup(server: ServerSettings, folder: Path) -> None:
 
     Blobs are taken by a second name for the same bytes where the file system allows it.
     """
-    from kolejka.server.storage.blob_store import folder_of
     from kolejka.server.storage.backup import back_up
+    from kolejka.server.storage.blob_store import folder_of
     from kolejka.server.storage.database import Database
 
     kept = back_up(Database.of(server), folder_of(server), folder)
@@ -83,9 +83,9 @@ def backup(server: ServerSettings, folder: Path) -> None:
 @settings_options(ServerSettings)
 def restore(server: ServerSettings, folder: Path) -> None:
     """Make a server's data of the backup in FOLDER, where there is none yet. Its tokens open what they opened."""
-    from kolejka.server.storage.blob_store import folder_of
     from kolejka.server.prepare import locked
     from kolejka.server.storage.backup import restore as restore_backup
+    from kolejka.server.storage.blob_store import folder_of
     from kolejka.server.storage.database import Database
 
     with locked(server):
