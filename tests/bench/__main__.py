@@ -282,7 +282,8 @@ def main() -> int:
         shutil.rmtree(folder)
     machine = {"kernel": platform.release(), "cpus": os.cpu_count(), "python": platform.python_version()}
     data = {
-        "machine": machine, "starts": starts, "cluster": cluster, "server": server, "heartbeats": beats, "peers": others,
+        "machine": machine, "starts": starts, "cluster": cluster, "server": server, "heartbeats": beats,
+        "peers": others,
     }  # fmt: skip
     (ROOT / "bench-results.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     show(data)
