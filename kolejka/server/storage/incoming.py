@@ -37,13 +37,15 @@ class Incoming:
 
     def receive(self, reference: str, size: int, hand: Hand, *, resume: str | None, offset: int) -> Upload:
         """Begin or go on with an upload; ``BlobStore.receive`` says how."""
-        path = self._path(reference, resume)
-        try:
-            sink = _locked(path)
-        except OSError as error:
-            raise Unavailable(f"blobs cannot be stored: {error.strerror}") from error
-        if sink is None:
-            raise Conflict("this upload is under way over another connection", field="Content-Range")
+        sink = None
+        while sink is None:
+            path = self._path(reference, resume)
+            try:
+                sink = _locked(path)
+            except OSError as error:
+                raise Unavailable(f"blobs cannot be stored: {error.strerror}") from error
+            if sink is None and resume is not None:  # else a sweep looked at our fresh file: take another
+                raise Conflict("this upload is under way over another connection", field="Content-Range")
         try:
             here = os.fstat(sink.fileno()).st_size
             if offset and offset != here:
