@@ -116,7 +116,7 @@ async def begin_upload(deps: Deps, call: Call) -> Answer:
     `state` is `stored` (the caller has it now) or `wanted`: then `offset` is the byte from which on to send the rest
     with a `PUT` and `Content-Range`; or, with `url` and `ticket`, where to `PUT` all of it without a token.
     """
-    reference, size, body = _reference(call), call.body["size"], call.body
+    reference, size, body = _reference(call), int(call.body["size"]), call.body  # 12.0 is a whole number too
     _check_size(deps, size)
     caller, now = call.caller, deps.clock()
 
