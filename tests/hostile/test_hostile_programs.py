@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from kolejka.common.limits import Limits
 from tests.conformance.runtimes.conftest import Execute
 from tests.hostile.conftest import PROGRAMS
+from tests.support import SLOWNESS
 
 pytestmark = pytest.mark.needs("gcc")
 
@@ -19,6 +21,14 @@ def header(source: Path) -> dict[str, str]:
     return dict(re.findall(r"^// (\w+): (.*)$", source.read_text(), re.MULTILINE))
 
 
+def limits(words: dict[str, str]) -> Limits:
+    """The limits of a program. One of time that is not its verdict is our patience with it."""
+    asked = Limits.parse({"pids": 256, "memory": "512M", **json.loads(words["limits"])})
+    if words["verdict"] != "limit time" and "time" in asked:
+        return asked.replace(time=asked.values["time"] * SLOWNESS)
+    return asked
+
+
 @pytest.mark.parametrize("source", PROGRAMS, ids=lambda source: source.stem)
 def test_a_hostile_program_gets_its_verdict(execute: Execute, compiled: Path, source: Path) -> None:
     words = header(source)
@@ -26,7 +36,7 @@ def test_a_hostile_program_gets_its_verdict(execute: Execute, compiled: Path, so
         ["./program"],
         local={"program": (compiled / source.stem).read_bytes()},
         files={"program": {"path": "program", "executable": True}},
-        limits={"pids": 256, "memory": "512M", **json.loads(words["limits"])},
+        limits=limits(words).to_json(),
         collect=[{"glob": words["collect"], "exclude": ["program"]}] if "collect" in words else None,
     )
     outcome, _, rest = words["verdict"].partition(" ")

@@ -20,7 +20,7 @@ import sys
 import tarfile
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +57,8 @@ KERNEL_WORDS: Final = (
 )
 EMULATED: Final = ("-accel", "tcg,thread=single", "-cpu", "qemu64,-cx16", "-smp", "2")
 """Multi-threaded emulation crashes guests now and then; one thread with a plain processor model does not."""
+EMULATED_SLOWNESS: Final = 6
+"""How many times longer tests may take in an emulated machine; they do take some twenty times longer, waits do not."""
 VIRTUAL: Final = ("-accel", "kvm", "-cpu", "host", "-smp", "2")
 BARE: Final = (
     "-machine", "q35", "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
@@ -144,7 +146,7 @@ def _prepare_content(project: Path, content: Path) -> None:
     (content / "run-tests").write_text(RUN_TESTS, encoding="utf-8")
 
 
-def _compile(content: Path, arguments: list[str]) -> None:
+def _compile(content: Path, arguments: Sequence[str]) -> None:
     """Have pytest compile the tests in the form it wants, and complain here about what it cannot collect."""
     tree = content / "tree"
     kept = {name: value for name, value in os.environ.items() if name != "KOLEJKA_TEST_REQUIRES"}
@@ -156,18 +158,11 @@ def _compile(content: Path, arguments: list[str]) -> None:
     run(sys.executable, "-m", "compileall", "-q", tree / "kolejka")
 
 
-def _disk(content: Path, disk: Path, arguments: list[str], requires: str, seconds: float) -> Path:
-    words = {
-        "ARGUMENTS": shlex.join(arguments),
-        "KOLEJKA_TEST_REQUIRES": requires,
-        "KOLEJKA_TEST_MACHINE": "v2",
-        "SECONDS_ALLOWED": f"{seconds:.0f}",
-        "CI": "true",
-    }
-    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in words.items()]
+def _make_disk(content: Path, disk: Path, words: Mapping[str, str]) -> None:
+    """Pack the content with the environment of its tests."""
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in {**words, "CI": "true"}.items()]
     (content / "environment").write_text("".join([*lines, "export PATH=/opt/venv/bin:$PATH HOME=/root\n"]))
     run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", content, disk, "256M")
-    return disk
 
 
 def _boot(name: str, words: Sequence[str], root: Root, tree: Path, output: Path) -> Machine:
@@ -201,16 +196,23 @@ def run_in_machines(
     """
     content = scratch / "content"
     _prepare_content(project, content)
-    _compile(content, [word for share in shares for word in share])
+    for share in shares:
+        _compile(content, share)
     words = accelerator(root.kernel)
     print(f"tests.machine: {len(shares)} × qemu with {words[1]}", flush=True)
+    tests = {
+        "KOLEJKA_TEST_REQUIRES": requires,
+        "KOLEJKA_TEST_SLOWNESS": str(EMULATED_SLOWNESS if words == EMULATED else 1),
+        "SECONDS_ALLOWED": f"{timeout_s:.0f}",
+    }
     machines: list[Machine] = []
     try:
         for number, share in enumerate(shares, 1):
             place = output / str(number)
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir(parents=True)
-            disk = _disk(content, scratch / f"tree-{number}.ext4", list(share), requires, timeout_s)
+            disk = scratch / f"tree-{number}.ext4"
+            _make_disk(content, disk, {**tests, "ARGUMENTS": shlex.join(share)})
             machines.append(_boot(f"[{number}]", words, root, disk, place))
         _listen(machines, timeout_s + GRACE_S)
     finally:

@@ -144,6 +144,7 @@ def _sources() -> list[str]:
 def _build(scratch: Path, built: Path, suite: str, requirements: list[str]) -> None:
     tree, wheels = scratch / "tree", scratch / "wheels"
     run(
+        "unshare", "--mount",  # what it mounts while it works is nobody else's to see
         "mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(PACKAGES)}",
         '--aptopt=APT::Install-Recommends "false"',
         *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "man", "locale")),

@@ -77,4 +77,8 @@ def _groups() -> frozenset[str]:
 def _mounts() -> frozenset[str]:
     lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
     places = [line.split()[4] for line in lines]
-    return frozenset(place for place in places if "kolejka" in place or f"pytest-of-{os.environ.get('USER')}" in place)
+    return frozenset(
+        place
+        for place in places
+        if ("kolejka" in place or f"pytest-of-{os.environ.get('USER')}" in place) and not _is_of_another_session(place)
+    )
