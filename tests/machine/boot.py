@@ -220,7 +220,7 @@ def run_in_machines(
             machine.process.kill()
             machine.process.wait()
             machine.log.close()
-    return max([_conclude(machine) for machine in machines])
+    return max([conclude(machine) for machine in machines])
 
 
 def _listen(machines: Sequence[Machine], timeout_s: float) -> None:
@@ -237,7 +237,7 @@ def _listen(machines: Sequence[Machine], timeout_s: float) -> None:
             print(f"tests.machine: {key.data.name} given up after {timeout_s:.0f} s", flush=True)
 
 
-def _conclude(machine: Machine) -> int:
+def conclude(machine: Machine) -> int:
     """Say how the tests of one machine went; pytest's status, or 125 where there is none."""
     took = time.monotonic() - machine.started
     try:
