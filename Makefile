@@ -65,7 +65,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 packages:
-	@tools/packages dockerd containerd runc busybox gcc docker-registry skopeo
+	@tools/packages dockerd containerd runc podman busybox gcc docker-registry skopeo
 
 $(VENV)/installed-%: pyproject.toml setup.py tools/virtualenv
 	@PYTHON='$(PYTHON)' tools/virtualenv $(VENV) $*

@@ -172,6 +172,13 @@ def _mounts() -> str:
     return _root() or ("" if find("mount") else "there is no program mount")
 
 
+def _podman() -> str:
+    lacking = [name for name in ("podman", "conmon", "runc") if find(name) is None]
+    if lacking:
+        return f"there is no program {lacking[0]}"
+    return _root() or _busybox()
+
+
 NEEDS = {
     need.name: need
     for need in (
@@ -187,6 +194,7 @@ NEEDS = {
         Need("s3", _s3, "pip install 'kolejka[s3]' 'moto[server]'"),
         Need("registry", _registry, "apt-get install docker-registry skopeo"),
         Need("mounts", _mounts, "run the tests as root"),
+        Need("podman", _podman, "apt-get install podman runc busybox-static, and run the tests as root"),
         Need("docker", _docker, "apt-get install docker.io busybox-static, and run the tests as root"),
     )
 }
