@@ -49,6 +49,7 @@ _BYTES: Final = (200, 206, 307)
 _UPLOAD: Final = Body(lambda: blobs.UPLOAD)
 _TASK: Final = Body(task_schema, Task.parse)
 _RESULT: Final = Body(result_schema, Result.parse)
+_RESULTS: Final = Body(lambda: nodes.RESULTS, nodes.parse_results)
 _CLAIM: Final = Body(lambda: nodes.CLAIM)
 _HEARTBEAT: Final = Body(lambda: nodes.HEARTBEAT)
 _RELEASE: Final = Body(lambda: nodes.RELEASE)
@@ -94,6 +95,7 @@ ROUTES: Final = (
     Route("POST", PREFIX + "/claims", nodes.claim, NODES, body=_CLAIM),
     Route("POST", PREFIX + "/heartbeats", nodes.heartbeat, NODES, body=_HEARTBEAT),
     Route("PUT", PREFIX + "/attempts/{lease}/result", nodes.put_result, NODES, body=_RESULT),
+    Route("POST", PREFIX + "/attempts/results", nodes.put_results, NODES, body=_RESULTS),
     Route("POST", PREFIX + "/attempts/{lease}/release", nodes.release, NODES, body=_RELEASE),
     Route("GET", PREFIX + "/nodes", nodes.list_nodes, READERS),
     Route("GET", PREFIX + "/nodes/{name}", nodes.show_node, READERS),

@@ -22,6 +22,8 @@ from typing import Any
 
 import psutil
 
+from tests.neighbours import needs
+from tests.neighbours.postgres import Postgres
 from tests.neighbours.processes import Program
 
 CONNECTIONS = 16
@@ -55,7 +57,7 @@ class Connection:
         return json.loads(answer)
 
 
-async def live(connection: Connection, number: int, until: float) -> int:
+async def live(connection: Connection, number: int, until: float, *, together: bool) -> int:
     """Lifecycles of one connection, in batches, until the time is over; how many were finished."""
     finished = 0
     spec = {"args": ["true"], "limits": {"time": "10s", "memory": "64M"}, "stdout": "stdout.txt"}
@@ -63,26 +65,35 @@ async def live(connection: Connection, number: int, until: float) -> int:
         "node": f"node-{number}", "tags": ["cpu:x"], "total": AMOUNTS, "capacity": AMOUNTS, "slots": BATCH, "wait": 1,
     }  # fmt: skip
     while time.monotonic() < until:
-        for _ in range(BATCH):
-            await connection.ask("put", "POST", "/tasks", spec)
+        if together:
+            await connection.ask("put", "POST", "/tasks/bulk", {"tasks": [spec] * BATCH})
+        else:
+            for _ in range(BATCH):
+                await connection.ask("put", "POST", "/tasks", spec)
         left = BATCH
         while left > 0:
             given = (await connection.ask("claim", "POST", "/claims", claim))["attempts"]
             if not given:
                 break
+            results = []
             for attempt in given:
                 result = {
                     "id": attempt["task_id"], "result": 0, "outcome": "ok", "files": [], "manifest": {},
                     "limits": attempt["spec"]["limits"], "node": {"name": claim["node"], "tags": claim["tags"]},
                     "stats": {"time": 0.004, "cpu": {"usage": 0.002}, "memory": {"max_usage": 1234567}},
                 }  # fmt: skip
-                await connection.ask("result", "PUT", f"/attempts/{attempt['lease']}/result", result)
-                finished += 1
+                results.append({"lease": attempt["lease"], "result": result})
+                if not together:
+                    await connection.ask("result", "PUT", f"/attempts/{attempt['lease']}/result", result)
+            if together:
+                told = await connection.ask("result", "POST", "/attempts/results", {"results": results})
+                assert all(one.get("state") == "done" for one in told["results"]), told
+            finished += len(given)
             left -= len(given)
     return finished
 
 
-async def measure(host: str, port: int, token: str, seconds: float) -> dict[str, Any]:
+async def measure(host: str, port: int, token: str, seconds: float, *, together: bool) -> dict[str, Any]:
     """The figures."""
     seen: dict[str, list[float]] = defaultdict(list)
     connections = [Connection(host, port, token, seen) for _ in range(CONNECTIONS)]
@@ -90,7 +101,7 @@ async def measure(host: str, port: int, token: str, seconds: float) -> dict[str,
         await connection.open()
     begun = time.monotonic()
     counts = await asyncio.gather(
-        *(live(connection, number, begun + seconds) for number, connection in enumerate(connections))
+        *(live(connection, number, begun + seconds, together=together) for number, connection in enumerate(connections))
     )
     passed = time.monotonic() - begun
     latencies = {
@@ -105,11 +116,34 @@ async def measure(host: str, port: int, token: str, seconds: float) -> dict[str,
 
 
 def run(seconds: float = 10.0) -> dict[str, Any]:
+    """Both engines, with requests for one task and for a batch."""
+    figures: dict[str, Any] = {"connections": CONNECTIONS, "batch": BATCH}
+    for together in (False, True):
+        kind = "batched" if together else "single"
+        figures[f"sqlite_{kind}"] = serve(seconds, together=together)
+        if not needs.lacking("postgres"):
+            figures[f"postgres_{kind}"] = with_postgres(seconds, together=together)
+    return {"server": figures}
+
+
+def with_postgres(seconds: float, *, together: bool) -> dict[str, Any]:
+    """On a PostgreSQL that waits for the disk, with two server processes."""
+    database = Postgres(durable=True)
+    try:
+        database.start()
+        url = database.url(database.create())
+        return serve(seconds, "--processes", "2", together=together, database=url)
+    finally:
+        database.stop()
+
+
+def serve(seconds: float, *options: str, together: bool, database: str = "") -> dict[str, Any]:
     """Start a server, measure, stop it."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
-        command = [sys.executable, "-m", "kolejka.server", "runserver", "--data", data, "--port", "0"]
-        server = Program("server", command, Path(folder) / "log", {**os.environ, "KOLEJKA_LOG_LEVEL": "warning"})
+        environment = {**os.environ, "KOLEJKA_LOG_LEVEL": "warning", "KOLEJKA_SERVER_DATABASE": database}
+        command = [sys.executable, "-m", "kolejka.server", "runserver", "--data", data, "--port", "0", *options]
+        server = Program("server", command, Path(folder) / "log", environment)
         try:
             server.wait_ready((data / "server.json").exists)
             url = json.loads((data / "server.json").read_text())["url"]
@@ -117,12 +151,12 @@ def run(seconds: float = 10.0) -> dict[str, Any]:
             host, port = url.removeprefix("http://").split(":")
             family = psutil.Process(server.pid).children()
             before = sum(sum(worker.cpu_times()[:2]) for worker in family)
-            figures = asyncio.run(measure(host, int(port), token, seconds))
+            figures = asyncio.run(measure(host, int(port), token, seconds, together=together))
             spent_s = sum(sum(worker.cpu_times()[:2]) for worker in family) - before
             figures["server_cpu_ms_per_lifecycle"] = round(spent_s * 1000 / figures["lifecycles"], 3)
         finally:
             server.stop()
-    return {"server": figures | {"connections": CONNECTIONS, "batch": BATCH}}
+    return figures
 
 
 if __name__ == "__main__":

@@ -144,3 +144,34 @@ def test_backup_and_restore_beside_a_server_that_runs(tmp_path: Path) -> None:
         assert admin.ask("GET", f"/blobs/{sha}", status=200).data == b"some bytes"
     finally:
         again.stop()
+
+
+def test_many_results_in_one_call_are_taken_or_refused_each_by_itself(tmp_path: Path) -> None:
+    server = Server(tmp_path).start()
+    try:
+        admin = server.admin
+        for _ in range(3):
+            admin.put()
+        first, second, third = [one["lease"] for one in admin.claim()["attempts"]]
+        ok = {"result": 0, "outcome": "ok"}
+        admin.finish(second, result=0, outcome="ok")
+        stranger = {**ok, "manifest": {"out": {"size": 1, "mode": "0644", "sha256": "ab" * 32}}, "files": ["out"]}
+        body = {"results": [
+            {"lease": first, "result": ok},
+            {"lease": second, "result": {"result": 1, "outcome": "failed"}},
+            {"lease": third, "result": stranger},
+            {"lease": 2**61, "result": ok},
+        ]}  # fmt: skip
+        for _ in range(2):  # repeated, the answer is the same
+            told = admin.ask("POST", "/attempts/results", body, status=200).json["results"]
+            assert [one["lease"] for one in told] == [first, second, third, 2**61]
+            assert told[0]["state"] == "done"
+            assert [one.get("error", {}).get("code") for one in told] == [None, "conflict", "blob_missing", "conflict"]
+        assert admin.state(told[0]["task_id"]) == "done"
+        twice = {"results": [{"lease": third, "result": ok}] * 2}
+        assert admin.ask("POST", "/attempts/results", twice, status=422).error == ("invalid", "results.1.lease")
+        wrong = {"results": [{"lease": third, "result": {"outcome": "good"}}]}
+        assert admin.ask("POST", "/attempts/results", wrong, status=422).error[1] == "results.0.result.outcome"
+        assert len(admin.beat(third)["lost"]) == 0
+    finally:
+        server.stop()

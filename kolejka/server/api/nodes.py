@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from kolejka.common.errors import Conflict, InputError, NotAllowed, NotFound
+from kolejka.common.errors import Conflict, InputError, KolejkaError, NotAllowed, NotFound
 from kolejka.common.limits import LIMITS, Limits, Unit
-from kolejka.common.schema import object_schema
+from kolejka.common.result import Result
+from kolejka.common.schema import check, object_schema
 from kolejka.common.task import QUEUE_PATTERN
+from kolejka.server.api.errors import body as error_body
 from kolejka.server.api.routes import Answer, Call, plain, whole
 from kolejka.server.api.tasks import node_state, record, stamp
 from kolejka.server.deps import Deps
@@ -60,6 +62,21 @@ HEARTBEAT = object_schema(
     },
     required=["node", "tags", "total", "capacity", "leases"],
 )
+RESULTS = object_schema(
+    {
+        "results": {
+            "type": "array", "minItems": 1, "maxItems": 1000,
+            "items": object_schema(
+                {
+                    "lease": {"type": "integer", "minimum": 0, "maximum": 2**62},
+                    "result": {"type": "object", "description": "as PUT /attempts/{lease}/result takes it"},
+                },
+                required=["lease", "result"],
+            ),
+        }
+    },
+    required=["results"],
+)  # fmt: skip
 RELEASE = object_schema({"message": {"type": "string", "maxLength": 4096}}, required=["message"])
 
 
@@ -153,28 +170,28 @@ async def heartbeat(deps: Deps, call: Call) -> Answer:
     })  # fmt: skip
 
 
-async def put_result(deps: Deps, call: Call) -> Answer:
-    """Hand in the result of an attempt. Its files are uploaded before; repeated, the answer is the same."""
-    lease, result, now = whole(call.path["lease"], "lease"), call.body, deps.now()
+def _handed(result: Result) -> claims.Handed:
     if result.result is not None and not -(2**31) <= result.result < 2**32:
         raise InputError(f"{result.result} is no exit code", field="result")
     if result.message is not None:
         result = result.replace(message=result.message.encode(errors="replace").decode().replace("\0", "?"))
-    handed = claims.Handed.of(result)
+    return claims.Handed.of(result)
 
-    def work(db: Connection) -> tuple[Held, str]:
-        held, state = claims.accept(db, lease, call.caller.user_id, handed, now)
-        busy = leases.any_on(db, held.node)
-        if not busy:
-            db.announce(NodeChanged(held.node))
-        return held, state
 
-    try:
-        held, state = await ask(deps.store.write(work))
-    except Conflict:
-        deps.metrics.refused.inc()
-        logger.warning("result refused", extra={"lease": lease, "by": call.caller.user})
-        raise
+def _tell_idle(db: Connection, nodes_of: set[str]) -> None:
+    for node in sorted(nodes_of):
+        if not leases.any_on(db, node):
+            db.announce(NodeChanged(node))
+
+
+def _count(deps: Deps, call: Call, lease: int, result: Result, answer: tuple[Held, str] | KolejkaError) -> None:
+    """Record what became of a result."""
+    if isinstance(answer, KolejkaError):
+        if isinstance(answer, Conflict):
+            deps.metrics.refused.inc()
+        logger.warning("result refused", extra={"lease": lease, "by": call.caller.user, "reason": answer.message})
+        return
+    held, state = answer
     if held.state == "running":
         deps.metrics.results.labels(result.outcome.value).inc()
         logger.info(
@@ -182,7 +199,59 @@ async def put_result(deps: Deps, call: Call) -> Answer:
             extra={"task": held.task_id, "lease": lease, "node": held.node, "outcome": str(result.outcome),
                    "state": state},
         )  # fmt: skip
-    return Answer(json={"task_id": held.task_id, "state": state})
+
+
+async def put_result(deps: Deps, call: Call) -> Answer:
+    """Hand in the result of an attempt. Its files are uploaded before; repeated, the answer is the same."""
+    lease, now = whole(call.path["lease"], "lease"), deps.now()
+    handed = _handed(call.body)
+
+    def work(db: Connection) -> tuple[Held, str]:
+        held, state = claims.accept(db, lease, call.caller.user_id, handed, now)
+        _tell_idle(db, {held.node})
+        return held, state
+
+    try:
+        answer = await ask(deps.store.write(work))
+    except Conflict as error:
+        _count(deps, call, lease, handed.result, error)
+        raise
+    _count(deps, call, lease, handed.result, answer)
+    return Answer(json={"task_id": answer[0].task_id, "state": answer[1]})
+
+
+def parse_results(data: Any) -> dict[int, claims.Handed]:
+    """The body of many results, by lease. InputError names the result by its place in the list."""
+    check(data, RESULTS)
+    found: dict[int, claims.Handed] = {}
+    for place, entry in enumerate(data["results"]):
+        if entry["lease"] in found:
+            raise InputError("this lease stands twice in the list", field=f"results.{place}.lease")
+        try:
+            found[entry["lease"]] = _handed(Result.parse(entry["result"]))
+        except InputError as error:
+            raise error.within(f"results.{place}.result") from None
+    return found
+
+
+async def put_results(deps: Deps, call: Call) -> Answer:
+    """Hand in many results at once. Each is taken or refused by itself; the answers are in order."""
+    results, now = call.body, deps.now()
+
+    def work(db: Connection) -> dict[int, tuple[Held, str] | KolejkaError]:
+        answers = claims.accept_many(db, results, call.caller.user_id, now)
+        _tell_idle(db, {answer[0].node for answer in answers.values() if not isinstance(answer, KolejkaError)})
+        return answers
+
+    answers = await ask(deps.store.write(work))
+    shown: list[dict[str, Any]] = []
+    for lease, answer in answers.items():
+        _count(deps, call, lease, results[lease].result, answer)
+        if isinstance(answer, KolejkaError):
+            shown.append({"lease": lease, **error_body(answer.code, answer.message, answer.field)})
+        else:
+            shown.append({"lease": lease, "task_id": answer[0].task_id, "state": answer[1]})
+    return Answer(json={"results": shown})
 
 
 async def release(deps: Deps, call: Call) -> Answer:

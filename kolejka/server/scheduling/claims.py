@@ -14,11 +14,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kolejka.common.errors import Conflict, InputError, NotFound
+from kolejka.common.errors import Conflict, InputError, KolejkaError, NotFound
 from kolejka.common.limits import Limits
 from kolejka.common.result import Outcome, Result
 from kolejka.common.states import AttemptState, TaskState
@@ -235,7 +235,8 @@ def _give(db: Connection, chosen: Sequence[Choice], node: str, rules: Rules, now
         [leases.Begun(c.number, c.group.owner, c.group.signature.exclusive, deadlines[c.number]) for c in chosen],
         node, wall=now.wall, steady=now.steady,
     )  # fmt: skip
-    tasks.run(db, begun, node, now.wall)
+    for number, lease in begun.items():
+        tasks.move_in_hand(db, number, TaskState.RUNNING, now=now.wall, lease=lease, node=node, started_at=now.wall)
     return [
         Given(begun[c.number], specs[c.number]["id"], owners[c.group.owner], specs[c.number], deadlines[c.number])
         for c in chosen
@@ -273,7 +274,11 @@ class Handed:
 
 def _show_lease(db: Connection, lease: int, user_id: int) -> Held:
     """The attempt behind a lease. NotFound when it is another user's, Conflict when there is none (any more)."""
-    held = leases.take_in_hand(db, lease) if lease < 1 << 62 else None
+    held = leases.take_in_hand(db, [lease]).get(lease) if lease < 1 << 62 else None
+    return _check_lease(lease, held, user_id)
+
+
+def _check_lease(lease: int, held: Held | None, user_id: int) -> Held:
     if held is None:
         raise Conflict(f"the lease {lease} is not held by anybody; throw its result away")
     if held.user_id != user_id:
@@ -287,7 +292,25 @@ def accept(db: Connection, lease: int, user_id: int, handed: Handed, now: Moment
     Conflict when the lease was overtaken, NotFound when another user's node holds it, InputError when the result is
     another task's or refers to bytes that this node has not stored.
     """
-    held, result = _show_lease(db, lease, user_id), handed.result
+    return _accept(db, _show_lease(db, lease, user_id), handed, now)
+
+
+def accept_many(
+    db: Connection, results: Mapping[int, Handed], user_id: int, now: Moment
+) -> dict[int, tuple[Held, str] | KolejkaError]:
+    """The same for many results by their leases: each is taken, or has the error for which it was not."""
+    everything = leases.take_in_hand(db, [lease for lease in results if lease < 1 << 62])
+    answers: dict[int, tuple[Held, str] | KolejkaError] = {}
+    for lease, handed in results.items():
+        try:  # whatever is wrong is found before anything is changed
+            answers[lease] = _accept(db, _check_lease(lease, everything.get(lease), user_id), handed, now)
+        except InputError as error:
+            answers[lease] = error
+    return answers
+
+
+def _accept(db: Connection, held: Held, handed: Handed, now: Moment) -> tuple[Held, str]:
+    lease, result = held.lease, handed.result
     if result.id not in {None, held.task_id}:
         raise InputError(f"the lease {lease} is for the task {held.task_id}", field="id")
     if held.state != AttemptState.RUNNING:
@@ -337,10 +360,9 @@ def _retry(words: str | None) -> Retry:
 
 
 def _wait_again(db: Connection, held: Held, now: Moment, **columns: object) -> None:
-    moved = tasks.move(
+    tasks.move_in_hand(
         db, held.number, TaskState.WAITING, now=now.wall, lease=None, node=None, started_at=None, **columns
     )
-    assert moved  # its attempt was running until this transaction
     db.announce(TaskWaiting(held.queue, held.signature))
 
 
@@ -396,9 +418,8 @@ def rescue(db: Connection, rules: Rules, now: Moment) -> list[Rescued]:
     silent_before = now.steady - rules.heartbeat_s
     for lease, heartbeat_at, deadline_at in leases.watched(db, silent_before=silent_before, now=now.steady):
         why = loss(Watched(heartbeat_at, deadline_at), now=now.steady, heartbeat_s=rules.heartbeat_s)
-        held = leases.take_in_hand(db, lease)
-        if why is not None and held is not None:
-            rescued.append(_take_back(db, held, why, rules, now))
+        if why is not None:
+            rescued.append(_take_back(db, leases.take_in_hand(db, [lease])[lease], why, rules, now))
     return rescued
 
 

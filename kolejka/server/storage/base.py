@@ -85,6 +85,12 @@ class Connection(Protocol):
     def run(self, sql: str, *values: object) -> int:
         """Change rows; how many."""
 
+    def later(self, sql: str, *values: object, rows: int | None = None) -> None:
+        """Change rows, at the latest before this transaction looks at anything or ends: many changes go together.
+
+        ``rows`` is how many it must change, where that is known; the work fails when it is another number.
+        """
+
     def run_many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
         """The same change for each row of values."""
 

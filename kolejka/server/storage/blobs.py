@@ -190,6 +190,6 @@ def granted_sizes(
 def refer(db: Connection, number: int, shas: Iterable[str], kind: str) -> None:
     """Record that a task needs (``input``) or made (``output``) these blobs."""
     for sha in shas:
-        db.run(
+        db.later(
             "INSERT INTO blob_references (number, sha, kind) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", number, sha, kind
         )

@@ -31,7 +31,7 @@ class Due:
 
 def order(db: Connection, number: int, task_id: str, owner_id: int, url: str) -> None:
     """The owner of a task wants to be called when it is done."""
-    db.run(
+    db.later(
         "INSERT INTO callbacks (number, task_id, owner_id, url, tries) VALUES (?, ?, ?, ?, 0)",
         number, task_id, owner_id, url,
     )  # fmt: skip
@@ -39,7 +39,7 @@ def order(db: Connection, number: int, task_id: str, owner_id: int, url: str) ->
 
 def owe(db: Connection, number: int, outcome: str, now: float) -> None:
     """The task is done: if a call was ordered, it is due."""
-    db.run(
+    db.later(
         "UPDATE callbacks SET outcome = ?, finished_at = ?, due_at = ?,"
         " lease = (SELECT lease FROM tasks WHERE tasks.number = callbacks.number) WHERE number = ?",
         outcome, now, now, number,

@@ -18,7 +18,7 @@ _COLUMNS: Final = ("id", "at", "what", "task_id", "queue", "lease", "node", "out
 
 def record(db: Connection, number: int, what: str, now: float) -> None:
     """Write down a step of a task: its new state, CANCELLING or DELETED."""
-    db.run(
+    db.later(
         "INSERT INTO events (at, what, task_id, owner_id, queue, lease, node, outcome)"
         " SELECT ?, ?, id, owner_id, queue, lease, node, outcome FROM tasks WHERE number = ?",
         now, what, number,

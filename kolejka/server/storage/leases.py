@@ -39,10 +39,11 @@ _HELD = (
 )
 
 
-def take_in_hand(db: Connection, lease: int) -> Held | None:
-    """The attempt of a lease, whatever its state; it and its task change only here until this transaction ends."""
-    row = db.row(_HELD + " WHERE a.lease = ? FOR UPDATE OF a, t", lease)
-    return Held(*row) if row else None
+def take_in_hand(db: Connection, leases: Collection[int]) -> dict[int, Held]:
+    """Lease → its attempt, whatever its state; they and their tasks change only here until this transaction ends."""
+    return {row[0]: Held(*row) for some in pieces(sorted(leases)) for row in db.rows(
+        f"{_HELD} WHERE a.lease IN ({marks(some)}) ORDER BY a.lease FOR UPDATE OF a, t", *some
+    )}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,13 @@ def begin(db: Connection, begun: Sequence[Begun], node: str, *, wall: float, ste
         + ", ".join(["(?, ?, 'running', ?)"] * len(some)) + " RETURNING number, lease",
         *(value for one in some for value in (one.number, node, wall)),
     )}  # fmt: skip
-    db.run_many(
-        "INSERT INTO leases (lease, number, owner_id, node, exclusive, heartbeat_at, deadline_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        [
-            (given[one.number], one.number, one.owner_id, node, int(one.exclusive), steady,
-             None if one.deadline_s is None else steady + one.deadline_s)
-            for one in begun
-        ],
-    )  # fmt: skip
+    for one in begun:
+        db.later(
+            "INSERT INTO leases (lease, number, owner_id, node, exclusive, heartbeat_at, deadline_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            given[one.number], one.number, one.owner_id, node, int(one.exclusive), steady,
+            None if one.deadline_s is None else steady + one.deadline_s,
+        )  # fmt: skip
     return given
 
 
@@ -79,8 +78,8 @@ def end(
     result_hash: str | None = None, task_state: str,
 ) -> None:  # fmt: skip
     """An attempt has ended: its lease opens nothing any more."""
-    db.run("DELETE FROM leases WHERE lease = ?", lease)
-    db.run(
+    db.later("DELETE FROM leases WHERE lease = ?", lease)
+    db.later(
         "UPDATE attempts SET state = ?, finished_at = ?, outcome = ?, message = ?, result_hash = ?, task_state = ?"
         " WHERE lease = ?",
         state, now, outcome, message, result_hash, task_state, lease,

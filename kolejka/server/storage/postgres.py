@@ -102,15 +102,16 @@ class PostgresConnection:
     def __init__(self, raw: psycopg.Connection[Row]) -> None:
         self._raw = raw
         self._cursor = raw.cursor()
+        self._later: list[tuple[str, tuple[object, ...], int | None]] = []
         self.announced: list[Announcement] = []
 
     def rows(self, sql: str, *values: object) -> list[Row]:
         """All rows of a query."""
-        return self._cursor.execute(_spoken(sql), values).fetchall()
+        return self._do(sql, values).fetchall()
 
     def row(self, sql: str, *values: object) -> Row | None:
         """The first row."""
-        return self._cursor.execute(_spoken(sql), values).fetchone()
+        return self._do(sql, values).fetchone()
 
     def each(self, sql: str) -> Iterator[Row]:
         """Row by row, from a cursor in the database."""
@@ -120,10 +121,29 @@ class PostgresConnection:
 
     def run(self, sql: str, *values: object) -> int:
         """Change rows; how many."""
-        return self._cursor.execute(_spoken(sql), values).rowcount
+        return self._do(sql, values).rowcount
+
+    def later(self, sql: str, *values: object, rows: int | None = None) -> None:
+        """Keep a change until the next statement that has an answer."""
+        self._later.append((sql, values, rows))
+
+    def settle(self) -> None:
+        """Do what was kept, in order and in one round trip."""
+        if not self._later:
+            return
+        kept, self._later = self._later, []
+        with self._raw.pipeline():
+            done = [(self._raw.execute(_spoken(sql), values), rows) for sql, values, rows in kept]
+        for cursor, rows in done:
+            assert rows in {None, cursor.rowcount}
+
+    def _do(self, sql: str, values: Sequence[object]) -> psycopg.Cursor[Row]:
+        self.settle()
+        return self._cursor.execute(_spoken(sql), values)
 
     def run_many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
         """The same change for each row of values."""
+        self.settle()
         self._cursor.executemany(_spoken(sql), rows)
 
     def last_number(self, table: str, column: str) -> int:
@@ -139,6 +159,7 @@ class PostgresConnection:
 
     def select(self, query: Any) -> list[dict[str, Any]]:
         """The rows of a peewee query."""
+        self.settle()
         text, values = _DIALECT.get_sql_context().sql(query).query()
         found = self._cursor.execute(text, values).fetchall()
         names = [column.name for column in self._cursor.description or ()]
@@ -344,6 +365,7 @@ class PostgresStore:
             raw.execute(_BEGIN.format(sql.Literal(session.name), sql.Literal(session.number)))
             connection = PostgresConnection(raw)
             value = job.work(connection)
+            connection.settle()
             end = self._end(connection.announced)
         except Exception as error:
             self._roll_back(raw, error)

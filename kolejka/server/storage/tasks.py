@@ -67,7 +67,7 @@ class Filters:
 
 def put(db: Connection, task: NewTask, now: float) -> int:
     """A new waiting task; its number."""
-    db.run(
+    db.later(
         "INSERT INTO signatures (id, words) VALUES (?, ?) ON CONFLICT (id) DO NOTHING",
         task.signature, task.signature_words,
     )  # fmt: skip
@@ -78,14 +78,14 @@ def put(db: Connection, task: NewTask, now: float) -> int:
     )  # fmt: skip
     assert row is not None  # RETURNING gives the row that was made
     number = int(row[0])
-    db.run(
+    db.later(
         "INSERT INTO specs (number, spec, name, image, labels) VALUES (?, ?, ?, ?, ?)",
         number, task.spec, task.name, task.image, json.dumps(dict(task.labels)) if task.labels else None,
     )  # fmt: skip
     for key, value in task.labels.items():
-        db.run("INSERT INTO labels (key, value, number) VALUES (?, ?, ?)", key, value, number)
+        db.later("INSERT INTO labels (key, value, number) VALUES (?, ?, ?)", key, value, number)
     for sha in set(task.inputs):
-        db.run("INSERT INTO blob_references (number, sha, kind) VALUES (?, ?, 'input')", number, sha)
+        db.later("INSERT INTO blob_references (number, sha, kind) VALUES (?, ?, 'input')", number, sha)
     if task.callback_url is not None:
         callbacks.order(db, number, task.id, task.owner_id, task.callback_url)
     events.record(db, number, TaskState.WAITING, now)
@@ -93,36 +93,34 @@ def put(db: Connection, task: NewTask, now: float) -> int:
     return number
 
 
+def _move(to: TaskState, columns: Collection[str]) -> str:
+    """SQL that brings a task to a state from those that allow it."""
+    allowed = ", ".join(f"'{state}'" for state, targets in TASK_TRANSITIONS.items() if to in targets)
+    changes = "".join(f", {name} = ?" for name in columns)
+    return f"UPDATE tasks SET state = '{to}'{changes} WHERE number = ? AND state IN ({allowed})"  # noqa: S608 names of ours
+
+
 def move(db: Connection, number: int, to: TaskState, *, now: float, **columns: object) -> bool:
     """Bring a task to a state, other columns with it; False when its state does not allow that (another was faster)."""
-    origins = [state.value for state, targets in TASK_TRANSITIONS.items() if to in targets]
-    changes = ", ".join(f"{name} = ?" for name in columns)
-    allowed = ", ".join(f"'{origin}'" for origin in origins)
-    moved = bool(db.run(
-        f"UPDATE tasks SET state = ?{', ' + changes if changes else ''}"  # noqa: S608 column names of ours
-        f" WHERE number = ? AND state IN ({allowed})",
-        to.value, *columns.values(), number,
-    ))  # fmt: skip
+    moved = bool(db.run(_move(to, columns), *columns.values(), number))
     if moved:
         events.record(db, number, to, now)
     return moved
 
 
-def run(db: Connection, begun: Mapping[int, int], node: str, now: float) -> None:
-    """Bring tasks that are in hand from waiting to running: number → lease."""
-    for number, lease in begun.items():
-        moved = move(db, number, TaskState.RUNNING, now=now, lease=lease, node=node, started_at=now)
-        assert moved  # it was seen waiting in this transaction
+def move_in_hand(db: Connection, number: int, to: TaskState, *, now: float, **columns: object) -> None:
+    """The same for a task that is in hand and whose state is known to allow it."""
+    db.later(_move(to, columns), *columns.values(), number, rows=1)
+    events.record(db, number, to, now)
 
 
 def finish(db: Connection, number: int, task_id: str, result: Result, *, text: str, now: float) -> None:
-    """The end of a task: its result (``text`` is its JSON) is stored, and those who wait for it are told."""
-    moved = move(
+    """The end of a task in hand: its result (``text`` is its JSON) is stored, and those who wait for it are told."""
+    move_in_hand(
         db, number, TaskState.DONE, now=now, finished_at=now, outcome=result.outcome.value, verdict=result.limit,
         exit_code=result.result,
     )  # fmt: skip
-    assert moved  # the caller holds the attempt, or saw the task waiting, in this transaction
-    db.run("INSERT INTO results (number, result) VALUES (?, ?)", number, text)
+    db.later("INSERT INTO results (number, result) VALUES (?, ?)", number, text)
     callbacks.owe(db, number, result.outcome.value, now)
     db.announce(TaskDone(task_id))
 
@@ -349,7 +347,7 @@ def expired(db: Connection, queue: str, *, before: float, after: int, limit: int
 def account(db: Connection, held: Held, result: Result, now: float) -> None:
     """Record what an attempt used."""
     stats = result.stats
-    db.run(
+    db.later(
         "INSERT INTO accounting (lease, task_id, owner_id, queue, node, started_at, finished_at, outcome, cpu, wall,"
         " memory_peak) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         held.lease, held.task_id, held.owner_id, held.queue, held.node, held.started_at, now, result.outcome.value,

@@ -158,8 +158,8 @@ def test_a_node_has_one_foreman_until_that_has_been_silent(store: Store) -> None
 def test_a_node_that_is_asked_to_drain_takes_nothing(store: Store) -> None:
     store.write(lambda db: nodes.heard(db, words(None), 7, NOW, silent_before=0)).result()
     store.write(lambda db: nodes.ask(db, "anvil", nodes.DRAIN)).result()
-    assert not store.read(lambda db: nodes.takes_tasks(db, "anvil")).result()
+    assert not store.write(lambda db: nodes.takes_tasks(db, "anvil", 0)).result()
     store.write(lambda db: nodes.heard(db, words(None), 7, NOW, silent_before=0)).result()
     assert store.read(lambda db: nodes.asked(db, "anvil")).result() == nodes.DRAIN, "a beat does not undo it"
     store.write(lambda db: nodes.ask(db, "anvil", None)).result()
-    assert store.read(lambda db: nodes.takes_tasks(db, "anvil")).result()
+    assert store.write(lambda db: nodes.takes_tasks(db, "anvil", 0)).result()
