@@ -90,7 +90,7 @@ class Service:
         clock, at = self._deps.shared, self._deps.steady()
         now, lost_s = clock.now(), clock.lost()
         clock.looked(await ask(self._deps.store.write(lambda db: leases.wind(db, now))), at)
-        if now and lost_s:
+        if lost_s:
             logger.warning("time was lost", extra={"seconds": round(lost_s, 1)})
 
     async def _look_again(self) -> None:

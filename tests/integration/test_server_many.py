@@ -153,12 +153,12 @@ def test_many_results_in_one_call_are_taken_or_refused_each_by_itself(tmp_path: 
         for _ in range(3):
             admin.put()
         first, second, third = [one["lease"] for one in admin.claim()["attempts"]]
-        ok = {"result": 0, "outcome": "ok"}
+        ok = {"result": 0, "outcome": "ok", "files": [], "manifest": {}}
         admin.finish(second, result=0, outcome="ok")
         stranger = {**ok, "manifest": {"out": {"size": 1, "mode": "0644", "sha256": "ab" * 32}}, "files": ["out"]}
         body = {"results": [
             {"lease": first, "result": ok},
-            {"lease": second, "result": {"result": 1, "outcome": "failed"}},
+            {"lease": second, "result": {**ok, "result": 1, "outcome": "failed"}},
             {"lease": third, "result": stranger},
             {"lease": 2**61, "result": ok},
         ]}  # fmt: skip
@@ -169,9 +169,9 @@ def test_many_results_in_one_call_are_taken_or_refused_each_by_itself(tmp_path: 
             assert [one.get("error", {}).get("code") for one in told] == [None, "conflict", "blob_missing", "conflict"]
         assert admin.state(told[0]["task_id"]) == "done"
         twice = {"results": [{"lease": third, "result": ok}] * 2}
-        assert admin.ask("POST", "/attempts/results", twice, status=422).error == ("invalid", "results.1.lease")
-        wrong = {"results": [{"lease": third, "result": {"outcome": "good"}}]}
-        assert admin.ask("POST", "/attempts/results", wrong, status=422).error[1] == "results.0.result.outcome"
+        assert admin.ask("POST", "/attempts/results", twice, status=422).error == ("invalid", "results[1].lease")
+        wrong = {"results": [{"lease": third, "result": {**ok, "outcome": "good"}}]}
+        assert admin.ask("POST", "/attempts/results", wrong, status=422).error[1] == "results[0].result.outcome"
         assert len(admin.beat(third)["lost"]) == 0
     finally:
         server.stop()

@@ -33,6 +33,7 @@ class Tick:
 def test_a_server_that_starts_goes_on_where_the_others_are() -> None:
     table, tick = Table(), Tick(5_000)
     clock = SharedClock(tick, most_s=11)
+    assert (clock.now(), clock.lost()) == (0, 0)
     table.look(clock)
     tick.at += 4
     assert clock.now() == 104

@@ -226,11 +226,11 @@ def parse_results(data: Any) -> dict[int, claims.Handed]:
     found: dict[int, claims.Handed] = {}
     for place, entry in enumerate(data["results"]):
         if entry["lease"] in found:
-            raise InputError("this lease stands twice in the list", field=f"results.{place}.lease")
+            raise InputError("this lease stands twice in the list", field=f"results[{place}].lease")
         try:
             found[entry["lease"]] = _handed(Result.parse(entry["result"]))
         except InputError as error:
-            raise error.within(f"results.{place}.result") from None
+            raise error.within(f"results[{place}].result", ".") from None
     return found
 
 

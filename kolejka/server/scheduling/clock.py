@@ -23,15 +23,18 @@ class SharedClock:
     tick: Callable[[], float]
     most_s: float
     _shown: float = 0.0
-    _at: float = 0.0
+    _at: float | None = None
 
     def now(self) -> float:
         """How far the clock is."""
-        return self._shown + max(0.0, min(self.tick() - self._at, self.most_s))
+        return self._shown + max(0.0, min(self._passed(), self.most_s))
 
     def lost(self) -> float:
         """How much time since the last look does not count."""
-        return max(0.0, self.tick() - self._at - self.most_s)
+        return max(0.0, self._passed() - self.most_s)
+
+    def _passed(self) -> float:
+        return 0.0 if self._at is None else self.tick() - self._at
 
     def looked(self, stored: float, at: float) -> None:
         """At the tick ``at`` the database said so."""

@@ -102,9 +102,8 @@ def test_everything_accepted_before_a_backup_is_in_it_while_life_goes_on(places:
     }
     assert set(before) <= set(found)
     assert len(found) == kept.rows["tasks"]
-    for sha, size in restored.store.read(lambda db: db.rows("SELECT sha, size FROM blobs")).result():
-        (path,) = blobs_again.glob(f"{sha[:2]}/{sha[2:]}.*")
-        data = path.read_bytes()
+    for sha, size, place in restored.store.read(lambda db: db.rows("SELECT sha, size, place FROM blobs")).result():
+        data = (blobs_again / place).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (size, sha)
     (task_id,) = restored.put(ala)
     given = restored.claim(smith, slots=1000).given
