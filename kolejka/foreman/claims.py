@@ -8,6 +8,9 @@ and the server answers the older request with nothing: for it, a node's newest r
 An answer that had left before a newer request came may bring attempts that the newer one did not know of. Whatever
 fits is run, whatever does not is given back at once, unstarted.
 
+A node that has nothing free for longer than a moment waits with a request for nothing: the server answers it when a
+task of the node is cancelled, or when an admin asks something. The heartbeat would tell that much later.
+
 Nothing is asked before the server has heard a heartbeat of this life: to it the node may still be one that drains.
 
 Each request occupies a thread: one asks, one waits, and the answer of one more may have got lost on its way. They all
@@ -17,6 +20,7 @@ did not, means that server and node reckon differently: asking pauses, longer ea
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable
@@ -34,6 +38,8 @@ logger = logging.getLogger(__name__)
 THREADS: Final = 3
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 10.0
+FULL_S: Final = 0.3
+"""how long a node is full before it waits with a request for nothing; short tasks never get there"""
 REFUSED_PAUSE_S: Final = 30.0
 """pause after the server refused to talk to this node: an administrator mends that"""
 
@@ -91,6 +97,7 @@ class Claims:
         self._newest: Request | None = None
         self._nothing_for: Free | None = None
         """the figures for which the latest answer had nothing"""
+        self._full_since: float | None = None
         self._not_before = 0.0
         self._pause_s = 0.0
         self._dying: frozenset[int] = frozenset()
@@ -126,8 +133,8 @@ class Claims:
                 now = seconds()
                 pause = self._due(now)
                 if pause == 0:
-                    free = self._board.free()
-                    wait_s = self._wait_s if free == self._nothing_for else 0.0
+                    free = self._offered()
+                    wait_s = self._wait_s if not free.slots or free == self._nothing_for else 0.0
                     self._newest = Request(free, tuple(self._board.placements()), now, wait_s)
                     self._open.append(self._newest)
                     return self._newest
@@ -136,15 +143,26 @@ class Claims:
 
     def _due(self, now: float) -> float | None:
         """Seconds until the next request; 0 = now, ``None`` = not before something changes."""
-        left = self._board.free()
-        if not left.slots or not left.cpus or self._board.backlog() >= self._backlog or not self._known():
+        if not self._known():
             return None
+        left = self._offered()
+        if left.slots:
+            self._full_since = None
+        elif self._full_since is None:
+            self._full_since = now
         newest = self._newest
         if newest is not None and newest in self._open and (newest.wait_s == 0 or newest.free == left):
             return None
         if self._dying and self._dying.isdisjoint(self._board.leases()):
             self._dying, self._not_before = frozenset(), 0.0
-        return max(0.0, self._not_before - now)
+        full_since = -FULL_S if self._full_since is None else self._full_since
+        return max(0.0, self._not_before - now, 0.0 if left.slots else full_since + FULL_S - now)
+
+    def _offered(self) -> Free:
+        """What is free, with no slots where nothing can be taken."""
+        left = self._board.free()
+        full = not left.slots or not left.cpus or self._board.backlog() >= self._backlog
+        return dataclasses.replace(left, slots=0) if full else left
 
     def _close(self, request: Request) -> None:
         self._open.remove(request)  # whoever closes one asks next itself

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import http.client
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -116,9 +117,10 @@ class Cluster:
             assert program.alive, f"{program.name} ended with {program.process.returncode}:\n{program.tail()}"
 
     def check_quiet(self) -> None:
-        """AssertionError when a program logged a traceback."""
+        """AssertionError when a program logged a traceback, or a token or a key."""
         for program in self.programs.values():
             text = program.log.read_text(encoding="utf-8", errors="replace")
+            assert not re.search("(klj|kcs)_[A-Za-z0-9_-]{8}", text), f"{program.name} logged a secret"
             assert "Traceback" not in text, f"{program.name}:\n{program.tail(60)}"
 
     def stop(self) -> dict[str, int]:
