@@ -651,6 +651,27 @@ def test_metrics_count_tasks_claims_results_and_requests(inspector: Caller, ala:
     assert {name: after[name] - before.get(name, 0) for name in grown} == grown
 
 
+def test_metrics_tell_how_long_tasks_and_claims_take_and_how_full_nodes_are(
+    inspector: Caller, ala: Caller, smith: Caller
+) -> None:
+    def read() -> dict[str, float]:
+        text = inspector.ask("GET", "/metrics", status=200).data.decode()
+        lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in lines}
+
+    before = read()
+    ala.put()
+    (given,) = smith.claim("gauge")["attempts"]
+    smith.beat(given["lease"], node="gauge", capacity={**AMOUNTS, "cpus": 48, "memory": 64 << 30})
+    after = read()
+    assert after["kolejka_task_wait_seconds_count"] == before["kolejka_task_wait_seconds_count"] + 1
+    assert after["kolejka_claim_seconds_count"] > before["kolejka_claim_seconds_count"]
+    assert after['kolejka_node_tasks{node="gauge"}'] == 1
+    assert after['kolejka_node_used_ratio{node="gauge",resource="cpus"}'] == 0.25
+    assert after['kolejka_node_used_ratio{node="gauge",resource="memory"}'] == 0
+    smith.finish(given["lease"])
+
+
 def test_every_line_of_a_tasks_life_names_it_and_no_line_a_token(server: Server, ala: Caller, smith: Caller) -> None:
     task_id = ala.put()
     (given,) = smith.claim()["attempts"]
