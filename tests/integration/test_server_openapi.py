@@ -28,7 +28,12 @@ SAWING = ("DELETE", "/api/v1/tokens/{token_id}")
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("server"), "--callback-hosts", "192.0.2.1").start()
-    server.admin.ask("POST", "/callbacks/secret", status=201)
+    admin = server.admin
+    admin.ask("POST", "/callbacks/secret", status=201)
+    admin.put()
+    admin.put(requires=["nobody"])
+    (given,) = admin.claim()["attempts"]
+    admin.finish(given["lease"])  # so that listings have something to list
     yield server
     assert server.stop() == 0
     assert "Traceback" not in server.log()

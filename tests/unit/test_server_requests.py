@@ -15,6 +15,7 @@ from kolejka.common.limits import Limits
 from kolejka.common.task import Task
 from kolejka.server import intake
 from kolejka.server.api import errors, openapi
+from kolejka.server.api.answers import ANSWERS
 from kolejka.server.api.blobs import parse_range
 from kolejka.server.api.routes import MAX_DEPTH, Query, decode, read_query, whole
 from kolejka.server.app import ROUTES
@@ -172,6 +173,8 @@ def test_the_openapi_document_and_the_routes_say_the_same() -> None:
         assert ("requestBody" in operation) == (route.body is not None or route.takes is not None)
         assert ("security" in operation) == (route.roles is not None)
         assert operation["summary"]
+    handlers = {route.handler.__name__ for route in ROUTES}
+    assert set(ANSWERS) <= handlers, "an answer of nobody"
     names = [operation["operationId"] for operation in described.values()]
     assert len(set(names)) == len(names)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from kolejka import __version__
+from kolejka.server.api.answers import ANSWERS
 from kolejka.server.api.errors import STATUS
 from kolejka.server.api.routes import Route
 
@@ -83,5 +84,6 @@ def _response(route: Route, status: int) -> dict[str, Any]:
     }
     response: dict[str, Any] = {"description": meanings[status]}
     if status != 204 and route.method != "HEAD":
-        response["content"] = {route.gives: {}}
+        answer = ANSWERS.get(route.handler.__name__) if status != 202 else None
+        response["content"] = {route.gives: {"schema": answer} if answer is not None else {}}
     return response
