@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kolejka.common.errors import NodeError
 from kolejka.common.result import Result
 from kolejka.common.settings import WorkerSettings
 from kolejka.observer import access
 from kolejka.worker.job import Job
 from kolejka.worker.perform import Tools, perform
 from kolejka.worker.runtimes.docker import Docker
+from tests.neighbours.nvml import Card, Driver
 from tests.neighbours.podman import Podman
 
 pytestmark = pytest.mark.needs("cgroups", "root", "podman")
@@ -44,7 +47,7 @@ def tools(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def execute(tools: Tools, tmp_path: Path) -> Execute:
-    def run(script: str, **fields: Any) -> tuple[Result, Path]:
+    def run(script: str, tools: Tools = tools, **fields: Any) -> tuple[Result, Path]:
         folder = tmp_path / "task"
         folder.mkdir()
         spec = {"args": ["sh", "-c", script], "image": IMAGE, "stdout": "stdout", **fields}
@@ -81,6 +84,15 @@ def test_daemons_that_are_left_behind_do_not_keep_the_container(execute: Execute
     assert str(result.outcome) == "ok"
     assert "processes_left" in result.flags
     assert podman.containers() == []
+
+
+@pytest.mark.needs("gcc")
+def test_gpus_which_podman_would_silently_not_give_are_refused(execute: Execute, tools: Tools, tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    driver.make_devices(1)
+    driver.show(Card("GPU-1"))
+    with pytest.raises(NodeError, match=r"limits\.gpus.*Podman"):
+        execute("true", tools=replace(tools, find_gpus=lambda _: driver.gpus()), limits={"gpus": 1})
 
 
 def test_the_payload_is_as_confined_as_under_docker(execute: Execute, tools: Tools) -> None:

@@ -77,8 +77,13 @@ class Podman(Docker):
                 for child in sorted(group.glob("**/"), reverse=True):
                     with suppress(OSError):  # somebody else uses Podman too
                         child.rmdir()
-        shutil.rmtree(self.folder)
+        wait_until(self._removed, about=f"{self.folder} is gone")
         return left
+
+    def _removed(self) -> bool:
+        """Its last helpers still write for a moment."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return not self.folder.exists()
 
 
 def _groups() -> list[Path]:

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,17 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made.end()
 
 
+def test_tasks_side_by_side_are_told_different_gpus_and_others_none(world: World) -> None:
+    for name, count in (("a", 1), ("b", 1), ("c", 0)):
+        asked = task(name)
+        world.server.put(asked.replace(limits=asked.limits.replace(gpus=count)))
+    world.start(replace(offer_of(4, gpus=2, gpu_memory="16G"), gpus=("GPU-a", "GPU-b")))
+    jobs = world.jobs(3)
+    assert sorted(job.gpus for job in jobs) == [(), ("GPU-a",), ("GPU-b",)]
+    assert sorted(job.limits.get("gpus") for job in jobs) == [0, 1, 1]
+    assert {job.limits.get("gpu_memory") for job in jobs} == {None}, "what the least GPU has is no ceiling"
+
+
 def test_a_task_goes_from_the_claim_to_its_result_and_leaves_nothing(world: World) -> None:
     world.pool.outcomes["a"] = with_file()
     world.server.put(task("a"))
@@ -85,8 +97,9 @@ def test_a_task_goes_from_the_claim_to_its_result_and_leaves_nothing(world: Worl
     assert (result.id, result.outcome, result.files) == ("a", Outcome.OK, ("stdout.txt",))
     assert world.server.blobs == {EMPTY: b""}
     wait_until(world.nothing_left)
-    assert world.foreman is not None
-    assert world.foreman.board.leases() == []
+    foreman = world.foreman
+    assert foreman is not None
+    wait_until(lambda: foreman.board.leases() == [])
 
 
 def test_a_long_task_never_keeps_the_other_slots_idle(world: World) -> None:

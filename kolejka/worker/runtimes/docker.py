@@ -156,6 +156,10 @@ class Docker:
         """Create and start the container, and hold the payload in it."""
         import docker.errors
 
+        if run.gpus and self._is_podman:  # it ignores the API's device requests
+            raise NodeError(
+                "Podman gives no GPUs by Docker's API; run it on Docker, or in the sandbox", field="limits.gpus"
+            )
         control = run.folder / "control"
         control.mkdir(mode=0o755)
         (run.folder / "scratch").mkdir(mode=0o755)
@@ -239,11 +243,15 @@ class Docker:
         return Path(driver["Data"]["UpperDir"])
 
     @cached_property
+    def _is_podman(self) -> bool:
+        parts = self.client.version().get("Components") or []
+        return any("podman" in str(part.get("Name")).lower() for part in parts)
+
+    @cached_property
     def _profile(self) -> str:
         """The system-call filter as this engine takes it: Docker the words, Podman a file that holds them."""
         words = seccomp.profile()
-        parts = self.client.version().get("Components") or []
-        if not any("podman" in str(part.get("Name")).lower() for part in parts):
+        if not self._is_podman:
             return words
         digest = hashlib.sha256(words.encode()).hexdigest()[:12]
         path = self._data.absolute() / "programs" / f"seccomp-{digest}.json"
