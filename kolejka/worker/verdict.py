@@ -57,7 +57,8 @@ def judge(seen: Seen) -> Verdict:
     code = _exit_code(seen.end)
     if seen.ordered is not None:
         return Verdict(seen.ordered, code)
-    limit = seen.cause or seen.session_limit
+    # Nobody is killed for memory who is dead already, so that kill came before ours, however late we heard of it.
+    limit = "memory" if seen.session_limit == "memory" else seen.cause or seen.session_limit
     if limit is not None:
         return Verdict(Outcome.LIMIT, code, limit)
     cpu_time, used = seen.limits.get("cpu_time"), seen.stats.cpu.usage

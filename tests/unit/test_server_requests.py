@@ -137,6 +137,7 @@ PERMISSIONS = {
     "GET /api/v1/tasks/{task_id}/why": {CLIENT, INSPECTOR, ADMIN},
     "GET /api/v1/queues": {CLIENT, NODE, INSPECTOR, ADMIN},
     "POST /api/v1/claims": {NODE, ADMIN}, "POST /api/v1/heartbeats": {NODE, ADMIN},
+    "POST /api/v1/attempts/results": {NODE, ADMIN},
     "PUT /api/v1/attempts/{lease}/result": {NODE, ADMIN}, "POST /api/v1/attempts/{lease}/release": {NODE, ADMIN},
     "GET /api/v1/nodes": {CLIENT, INSPECTOR, ADMIN}, "GET /api/v1/nodes/{name}": {CLIENT, INSPECTOR, ADMIN},
     "POST /api/v1/tasks/bulk": {CLIENT, ADMIN}, "POST /api/v1/tasks/{task_id}/retry": {CLIENT, ADMIN},

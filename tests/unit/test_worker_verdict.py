@@ -34,6 +34,7 @@ def exited(code: int) -> int:
         (seen(9, session_limit="memory"), "limit", 137, "memory"),
         (seen(0, session_limit="memory"), "limit", 0, "memory"),
         (seen(9, session_limit="time", cause="output"), "limit", 137, "output"),
+        (seen(9, session_limit="memory", cause="time"), "limit", 137, "memory"),
         (seen(9, cause="workspace"), "limit", 137, "workspace"),
         (seen(9, ordered=Outcome.CANCELLED, session_limit="time"), "cancelled", 137, None),
         (seen(0, ordered=Outcome.CANCELLED), "cancelled", 0, None),
