@@ -256,4 +256,6 @@ def test_the_unit_files_are_what_systemd_accepts(tmp_path: Path) -> None:
     assert holder in observer["Unit"]["Requires"]
     assert observer["Service"]["Environment"] == f"KOLEJKA_OBSERVER_BASE=/system.slice/{holder}"
     assert "\nDelegate=yes\n" in (folder / holder).read_text()
-    assert units["kolejka-foreman.service"]["Service"]["Delegate"] == "yes"
+    foreman = units["kolejka-foreman.service"]["Service"]
+    assert foreman["Delegate"] == "yes"
+    assert not {"ProtectClock", "PrivateDevices", "DeviceAllow", "DevicePolicy"} & set(foreman), "tasks may have GPUs"
