@@ -20,6 +20,7 @@ from kolejka.cli.exits import exit_status
 from kolejka.client.cli.main import command, run
 from kolejka.client.cli.output import Output
 from kolejka.client.cli.progress import summary
+from kolejka.client.client import KolejkaClient
 from kolejka.client.credentials import credentials_file, load_credentials
 from kolejka.common.result import Result
 from tests.support import wait_until
@@ -432,3 +433,22 @@ def test_a_reader_that_leaves_early_is_no_error(stub: Stub, home: Path) -> None:
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait() == 1
+
+
+def test_execute_that_is_interrupted_while_it_puts_leaves_no_task_behind(
+    stub: Stub, kolejka: Any, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = KolejkaClient.put_spec, []
+
+    def interrupted(*args: Any, **words: Any) -> Any:
+        calls.append(words)
+        answer = real(*args, **words)
+        if len(calls) == 1:
+            raise KeyboardInterrupt  # the server has it, and nobody here knows its id
+        return answer
+
+    monkeypatch.setattr(KolejkaClient, "put_spec", interrupted)
+    ended = kolejka("execute", make_task(home / "t"), str(home / "result"))
+    assert ended.status == 130
+    assert [task["outcome"] for task in stub.tasks.values()] == ["cancelled"]
+    assert calls[0] == calls[1], "under one key"

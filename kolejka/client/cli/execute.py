@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import sys
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,6 +22,7 @@ from kolejka.client.client import KolejkaClient
 from kolejka.client.results import check_result_folder
 from kolejka.common.errors import KolejkaError
 from kolejka.common.limits import Limits
+from kolejka.common.task import Task
 
 
 @click.command()
@@ -46,16 +51,19 @@ def execute(
       kolejka-client execute --memory 256M --time 10s my-task my-result && cat my-result/stdout.txt
     """
     check_result_folder(result_path)
-    task_id = ""
+    task_id, put = "", None
     try:
         with _terminable(), Watch(quiet=quiet) as watch:
             watch.say("putting the task")
-            task_id = str(client.put_task(task_path, limits=limits)["id"])
+            task = Task.load(Path(task_path))
+            task = client.upload_files(task, task_path).replace(limits=task.limits.merge(limits))
+            put = functools.partial(client.put_spec, task, key=uuid.uuid4().hex)
+            task_id = str(put()["id"])
             watch.say(f"task {task_id} is put")
             result = client.get_result(task_id, result_path, wait=True, progress=watch.listener)
     except KeyboardInterrupt as interrupt:
-        if task_id:
-            _interrupted(client, task_id, asks=not isinstance(interrupt, _Terminated))
+        if put is not None:
+            _interrupted(client, task_id, put, asks=not isinstance(interrupt, _Terminated))
         return TERMINATED if isinstance(interrupt, _Terminated) else INTERRUPTED
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=2))
@@ -82,9 +90,15 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _interrupted(client: KolejkaClient, task_id: str, *, asks: bool) -> None:
-    """Cancel the task, unless a person at a terminal, who is asked, would rather have it run on."""
+def _interrupted(client: KolejkaClient, task_id: str, put: Callable[[], dict[str, Any]], *, asks: bool) -> None:
+    """Cancel the task, unless a person at a terminal, who is asked, would rather have it run on.
+
+    Without a ``task_id`` nobody knows whether the server has it: ``put``, said again under the same key, tells.
+    """
     try:
+        if not task_id:
+            client.transport.patience_s = min(client.transport.patience_s, 5.0)
+            task_id = str(put()["id"])
         if asks and sys.stdin.isatty() and sys.stderr.isatty():
             try:
                 cancel = click.confirm(f"\ncancel task {task_id}?", default=True, err=True)
