@@ -388,6 +388,24 @@ class KolejkaClient(ServerClient):
         """All queues."""
         return self._list("/queues", "queues")
 
+    def queue(self, name: str) -> dict[str, Any]:
+        """One queue with its policy."""
+        return self.transport.request("GET", f"/queues/{quoted(name)}").object()
+
+    def create_queue(self, name: str, policy: Mapping[str, Any]) -> dict[str, Any]:
+        """Make a queue (for admins). Conflict when there is one of that name."""
+        if any(known.get("name") == name for known in self.queues()):
+            raise Conflict(f"there is a queue {name!r} already; `kolejka queue change` changes it")
+        return self.transport.request("PUT", f"/queues/{quoted(name)}", json=dict(policy)).object()
+
+    def change_queue(self, name: str, policy: Mapping[str, Any]) -> dict[str, Any]:
+        """Change some fields of a queue's policy, such as its ``state`` (for admins)."""
+        return self.transport.request("PATCH", f"/queues/{quoted(name)}", json=dict(policy)).object()
+
+    def delete_queue(self, name: str) -> None:
+        """Delete a queue (for admins). Conflict while tasks wait or run in it."""
+        self.transport.request("DELETE", f"/queues/{quoted(name)}")
+
     def users(self) -> list[dict[str, Any]]:
         """All users (for admins)."""
         return self._list("/users", "users")

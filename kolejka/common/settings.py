@@ -304,6 +304,13 @@ class ServerSettings(Section, section="server"):
         120.0, "added to a task's time limit before its attempt counts as hung", kind="time"
     )
     attempts: int = setting(5, "attempts that may be lost before the task ends as error", kind="count")
+    usage_half_life: float = setting(
+        3600.0, "after so long, what an owner used counts half when the next task is chosen", kind="time"
+    )
+    reserve_after: float = setting(
+        60.0, "a task that waited so long and finds its nodes too busy gets one reserved", kind="time"
+    )
+    running_per_owner: int = setting(0, "tasks of one owner that run at one time at most; 0 = any number", kind="count")
     defaults: Limits = setting(
         lambda: Limits.of(cpus=1, memory="1G", swap=0, pids=256, time="1h", network=False,
             output="64M", workspace="4G", storage="1G"),

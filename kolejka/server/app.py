@@ -13,10 +13,11 @@ import falcon.asgi
 from kolejka.common.result import Result, result_schema
 from kolejka.common.states import TaskState
 from kolejka.common.task import Task, task_schema
-from kolejka.server.api import access, blobs, errors, events, health, nodes, openapi, tasks
+from kolejka.server.api import access, blobs, errors, events, health, nodes, openapi, queues, tasks
 from kolejka.server.api.routes import LEAVING, PREFIX, Answer, Body, Call, Query, Route, responder
 from kolejka.server.auth.roles import ADMINS, BLOB_WRITERS, EVERYBODY, NODES, OWNERS, READERS, WATCHERS
 from kolejka.server.deps import Deps
+from kolejka.server.scheduling.queues import POLICY_SCHEMA
 from kolejka.server.service import Service
 
 _STATES: Final = tuple(state.value for state in TaskState)
@@ -53,6 +54,7 @@ _RESULTS: Final = Body(lambda: nodes.RESULTS, nodes.parse_results)
 _CLAIM: Final = Body(lambda: nodes.CLAIM)
 _HEARTBEAT: Final = Body(lambda: nodes.HEARTBEAT)
 _RELEASE: Final = Body(lambda: nodes.RELEASE)
+_QUEUE: Final = Body(lambda: POLICY_SCHEMA)
 _USER: Final = Body(lambda: access.USER)
 _TOKEN: Final = Body(lambda: access.TOKEN)
 _TEXT: Final = "text/plain"
@@ -89,7 +91,11 @@ ROUTES: Final = (
     Route("POST", PREFIX + "/tasks/{task_id}/retry", tasks.retry_task, OWNERS, status=(201,)),
     Route("GET", PREFIX + "/tasks/{task_id}/result", tasks.get_result, READERS, _WAIT, status=(200, 202)),
     Route("GET", PREFIX + "/tasks/{task_id}/why", tasks.why_task, READERS),
-    Route("GET", PREFIX + "/queues", tasks.list_queues, EVERYBODY),
+    Route("GET", PREFIX + "/queues", queues.list_queues, EVERYBODY),
+    Route("GET", PREFIX + "/queues/{name}", queues.show_queue, EVERYBODY),
+    Route("PUT", PREFIX + "/queues/{name}", queues.put_queue, ADMINS, body=_QUEUE, status=(200, 201)),
+    Route("PATCH", PREFIX + "/queues/{name}", queues.change_queue, ADMINS, body=_QUEUE),
+    Route("DELETE", PREFIX + "/queues/{name}", queues.delete_queue, ADMINS, status=(204,)),
     Route("GET", PREFIX + "/events", events.follow_events, READERS, _EVENTS, gives=events.STREAM),
     Route("POST", PREFIX + "/callbacks/secret", access.make_callback_secret, OWNERS, status=(201,)),
     Route("POST", PREFIX + "/claims", nodes.claim, NODES, body=_CLAIM),

@@ -13,8 +13,9 @@ from kolejka.server.calling import Hosts
 from kolejka.server.following import Following
 from kolejka.server.metrics import Metrics
 from kolejka.server.rates import Rates
-from kolejka.server.scheduling.claims import Classes, Moment, Rules
+from kolejka.server.scheduling.classes import Classes
 from kolejka.server.scheduling.clock import SharedClock
+from kolejka.server.scheduling.rules import Moment, Rules
 from kolejka.server.storage.base import Announcement, Store
 from kolejka.server.storage.blob_store import BlobStore, open_blob_store
 from kolejka.server.storage.database import Database
@@ -24,10 +25,14 @@ Clock = Callable[[], float]
 
 
 class Bridge:
-    """Carries announcements from the store's thread into the event loop. Before ``connect`` nobody waits for any."""
+    """Carries announcements from the store's thread to what waits: the board at once, the event loop's waiters there.
 
-    def __init__(self, wakes: Wakes) -> None:
+    Before ``connect`` nobody waits in the loop.
+    """
+
+    def __init__(self, wakes: Wakes, classes: Classes) -> None:
         self._wakes = wakes
+        self._classes = classes
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def connect(self, loop: asyncio.AbstractEventLoop | None) -> None:
@@ -36,6 +41,7 @@ class Bridge:
 
     def __call__(self, announcements: Sequence[Announcement]) -> None:
         """The store's listener."""
+        self._classes.heard(announcements)
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self._wakes.deliver, announcements)
@@ -70,7 +76,11 @@ class Deps:
     @property
     def rules(self) -> Rules:
         """The numbers that claims go by."""
-        return Rules(self.settings.heartbeat, self.settings.deadline_margin, self.settings.attempts)
+        settings = self.settings
+        return Rules(
+            settings.heartbeat, settings.deadline_margin, settings.attempts, settings.usage_half_life,
+            settings.reserve_after, settings.running_per_owner or None,
+        )  # fmt: skip
 
 
 def round_s(settings: ServerSettings) -> float:
@@ -81,13 +91,14 @@ def round_s(settings: ServerSettings) -> float:
 def open_deps(settings: ServerSettings, *, clock: Clock = time.time, steady: Clock = time.monotonic) -> Deps:
     """Open the data folder of a server that was prepared (``prepare.prepare``)."""
     wakes = Wakes()
-    bridge = Bridge(wakes)
+    classes = Classes()
+    bridge = Bridge(wakes, classes)
     store = Database.of(settings).open(bridge)
     blobs = open_blob_store(settings)
     doorkeeper = Doorkeeper(store, clock)
     wakes.access_changed = doorkeeper.forget
     return Deps(
         settings, store, blobs, wakes, bridge, doorkeeper, Metrics(), Following(store, wakes, steady),
-        Rates(settings.rate, steady), Hosts.parse(settings.callback_hosts), clock=clock, steady=steady,
+        Rates(settings.rate, steady), Hosts.parse(settings.callback_hosts), classes, clock=clock, steady=steady,
         shared=SharedClock(steady, 2 * round_s(settings) + 1),
     )  # fmt: skip

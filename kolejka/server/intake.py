@@ -10,10 +10,12 @@ from typing import Any, Final
 from kolejka.common.errors import InputError, NotAllowed
 from kolejka.common.limits import Limits
 from kolejka.common.task import Retry, Task
+from kolejka.server.auth.roles import Role
 from kolejka.server.auth.tokens import Caller
 from kolejka.server.calling import Hosts
 from kolejka.server.scheduling.match import Signature
-from kolejka.server.storage import blobs, callbacks, tasks
+from kolejka.server.scheduling.queues import admit, shape
+from kolejka.server.storage import blobs, callbacks, queues, tasks
 from kolejka.server.storage.base import Connection
 from kolejka.server.storage.tasks import NewTask
 
@@ -36,12 +38,18 @@ def put_at(task_id: str) -> float:
 
 @dataclass(frozen=True)
 class Intake:
-    """A spec that was accepted as such: limits final, files checked as far as they can be without the database."""
+    """A spec that was accepted as such, checked as far as it can be without the database.
+
+    ``task`` and ``signature`` are final where its queue says nothing of limits; ``asked`` is what the client said.
+    """
 
     task: Task
     signature: Signature
     references: dict[str, str]
     """name → blob"""
+    asked: Task
+    defaults: Limits
+    ceilings: Limits
 
 
 def consider(task: Task, *, defaults: Limits, ceilings: Limits, hosts: Hosts | None = None) -> Intake:
@@ -59,8 +67,8 @@ def consider(task: Task, *, defaults: Limits, ceilings: Limits, hosts: Hosts | N
             )
         if file.reference is not None:
             references[name] = file.reference
-    task = task.replace(limits=task.limits.with_defaults(defaults).merge(ceilings))
-    return Intake(task, Signature.of(task), references)
+    shaped = shape(task, None, defaults=defaults, ceilings=ceilings)
+    return Intake(shaped, Signature.of(shaped), references, task, defaults, ceilings)
 
 
 def put(
@@ -68,16 +76,21 @@ def put(
 ) -> tuple[str, dict[str, Any] | None]:
     """Accept a task: its id, and its spec when it is new (it is not when the caller's idempotency key was used before).
 
-    InputError when there is no such queue, or a blob that this caller may not have.
+    InputError when there is no such queue, or a blob that this caller may not have; NotAllowed or Conflict when the
+    queue does not take it.
     """
     if key is not None:
         known = tasks.id_by_key(db, caller.user_id, key)
         if known is not None:
             return known, None
-    task = intake.task
-    tasks.check_queue(db, task.queue)
+    task, signature = intake.task, intake.signature
+    queue = queues.for_task(db, task.queue)
     if caller.scope.queues is not None and task.queue not in caller.scope.queues:
         raise NotAllowed(f"this token is for the queues {', '.join(sorted(caller.scope.queues))} only", field="queue")
+    admit(queue, intake.asked, user=caller.user, admin=caller.role is Role.ADMIN)
+    if queue.shapes:
+        task = shape(intake.asked, queue, defaults=intake.defaults, ceilings=intake.ceilings)
+        signature = Signature.of(task)
     if task.callback_url is not None and not callbacks.has_secret(db, caller.user_id):
         raise InputError(
             "your callbacks have no key to be signed with; make one with `kolejka callback secret`",
@@ -91,8 +104,8 @@ def put(
     assert task.id is not None  # set just now
     spec = task.to_json()
     new = NewTask(
-        id=task.id, owner_id=caller.user_id, queue=task.queue, rank=-task.priority, signature=intake.signature.id,
-        signature_words=intake.signature.words, spec=json.dumps(spec), name=task.name, image=task.image,
+        id=task.id, owner_id=caller.user_id, queue=task.queue, rank=-task.priority, signature=signature.id,
+        signature_words=signature.words, spec=json.dumps(spec), name=task.name, image=task.image,
         labels=task.labels, retry=json.dumps(task.retry.to_json()) if task.retry != Retry() else None,
         inputs=tuple(intake.references.values()), idempotency_key=key, callback_url=task.callback_url,
     )  # fmt: skip

@@ -1,5 +1,5 @@
-"""What the server does without being asked: it watches the two clocks of every attempt, calls back, forgets events,
-has old things swept.
+"""What the server does without being asked: it watches the two clocks of every attempt, charges owners for what ended,
+calls back, forgets events, has old things swept.
 
 Every process of every server does all of it; whoever comes first has it in hand. Leases go by a clock that the servers
 share (``scheduling.clock``), which each round winds: time in which nobody could be heard does not count against nodes.
@@ -20,7 +20,7 @@ from kolejka.common.errors import KolejkaError
 from kolejka.server.calling import Calls
 from kolejka.server.deps import Deps, round_s
 from kolejka.server.scheduling import claims
-from kolejka.server.storage import events, leases, tasks
+from kolejka.server.storage import events, leases, tasks, usage
 from kolejka.server.storage.base import Announcement, Connection, TaskDone, TaskWaiting, ask
 from kolejka.server.sweep import Sweeper
 
@@ -78,7 +78,7 @@ class Service:
             try:
                 await self._wind()
                 await self.rescue()
-                await self._look_again()
+                await self.catch_up()
                 before = self._deps.clock() - self._deps.settings.keep_events
                 if await ask(self._deps.store.read(lambda db, at=before: events.is_old(db, at))):  # type: ignore[misc] # at is a float
                     await ask(self._deps.store.write(lambda db, at=before: events.sweep(db, at)))  # type: ignore[misc] # the same
@@ -93,19 +93,23 @@ class Service:
         if lost_s:
             logger.warning("time was lost", extra={"seconds": round(lost_s, 1)})
 
-    async def _look_again(self) -> None:
-        """Deliver what an announcement should have told those who wait here."""
-        wakes = self._deps.wakes
-        awaited = wakes.awaited_results()
-        if not (awaited or wakes.waiting_claims):
-            return
+    async def catch_up(self) -> None:
+        """Charge owners for what ended; put on the board, and deliver to those who wait here, what an announcement
+        should have told.
+        """
+        deps = self._deps
+        awaited = deps.wakes.awaited_results()
 
-        def work(db: Connection) -> list[Announcement]:
-            waiting = {(queue, signature) for queue, signature, *_ in tasks.waiting_groups(db)}
+        def look(db: Connection) -> tuple[list[Announcement], bool]:
+            waiting = {TaskWaiting(name.queue, name.signature) for name, _ in deps.classes.refresh(db)}
             done = [TaskDone(task_id) for task_id in tasks.done_among(db, awaited)]
-            return [*done, *(TaskWaiting(*one) for one in sorted(waiting))]
+            return [*done, *waiting], usage.uncharged(db)
 
-        wakes.deliver(await ask(self._deps.store.read(work)))
+        found, uncharged = await ask(deps.store.read(look))
+        if awaited or deps.wakes.waiting_claims:
+            deps.wakes.deliver(found)
+        if uncharged:
+            await ask(deps.store.write(lambda db: usage.fold(db, half_life_s=deps.rules.half_life_s)))
 
     async def rescue(self) -> int:
         """Take back the attempts on which a clock has run out; how many."""

@@ -125,6 +125,11 @@ class Wakes:
             if claim.node == node:
                 claim.woken.set()
 
+    def queues_changed(self) -> None:
+        """Every claim looks again: a queue gives what it did not give before."""
+        for claim in self._claims:
+            claim.woken.set()
+
     @contextlib.contextmanager
     def for_result(self, task_id: str) -> Iterator[Waiter]:
         """A caller that waits for a task's result."""

@@ -15,8 +15,10 @@ from kolejka.common.result import Outcome, Result
 from kolejka.server.auth import tokens
 from kolejka.server.auth.roles import Role
 from kolejka.server.scheduling import claims
-from kolejka.server.scheduling.claims import Claim, Classes, Handed, Moment, Rules
+from kolejka.server.scheduling.claims import Claim, Handed
+from kolejka.server.scheduling.classes import Classes
 from kolejka.server.scheduling.match import Offer
+from kolejka.server.scheduling.rules import Moment, Rules
 from kolejka.server.storage import blobs, leases, sqlite, tasks, users
 from kolejka.server.storage.nodes import NodeWords
 from kolejka.server.storage.sqlite import SqliteStore, migrate

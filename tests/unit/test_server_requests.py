@@ -136,6 +136,8 @@ PERMISSIONS = {
     "GET /api/v1/tasks/{task_id}/result": {CLIENT, INSPECTOR, ADMIN},
     "GET /api/v1/tasks/{task_id}/why": {CLIENT, INSPECTOR, ADMIN},
     "GET /api/v1/queues": {CLIENT, NODE, INSPECTOR, ADMIN},
+    "GET /api/v1/queues/{name}": {CLIENT, NODE, INSPECTOR, ADMIN}, "PUT /api/v1/queues/{name}": {ADMIN},
+    "PATCH /api/v1/queues/{name}": {ADMIN}, "DELETE /api/v1/queues/{name}": {ADMIN},
     "POST /api/v1/claims": {NODE, ADMIN}, "POST /api/v1/heartbeats": {NODE, ADMIN},
     "POST /api/v1/attempts/results": {NODE, ADMIN},
     "PUT /api/v1/attempts/{lease}/result": {NODE, ADMIN}, "POST /api/v1/attempts/{lease}/release": {NODE, ADMIN},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,6 +30,8 @@ from kolejka.server.wakes import wait
 
 logger = logging.getLogger("kolejka.server")
 
+AGAIN_S = 5.0
+"""After so long a claim looks again for tasks that a quota or a reservation kept back."""
 NODE_STATES = ("active", "draining", "quarantined")
 _AMOUNT = {"type": "number", "minimum": 0, "maximum": 2**62}
 _AMOUNTS = object_schema(
@@ -141,8 +145,14 @@ async def claim(deps: Deps, call: Call) -> Answer:
             if claimed.given or claimed.cancel or deps.wakes.closing:
                 break
             deps.wakes.deliver([task for task in woken_by if wanted(task) is False])  # to somebody who can take it
-            if claimed.over or not await wait(waiter, deadline - deps.steady(), call.gone):
+            if claimed.over:
                 break
+            with contextlib.ExitStack() as timers:
+                if claimed.held:  # by a quota or a reservation: whoever ends that wakes somebody else
+                    again = asyncio.get_running_loop().call_later(AGAIN_S, waiter.woken.set)
+                    timers.callback(again.cancel)
+                if not await wait(waiter, deadline - deps.steady(), call.gone):
+                    break
     now = deps.clock()
     for given in claimed.given:
         deps.metrics.given.inc()

@@ -351,8 +351,3 @@ def machines(db: Connection, now: float, heartbeat_s: float) -> list[why.Machine
         )
         for node in nodes.listing(db)
     ]
-
-
-async def list_queues(deps: Deps, _call: Call) -> Answer:
-    """List the queues."""
-    return Answer(json=await ask(deps.store.read(tasks.queues)))

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kolejka.common.errors import Conflict, InputError, KolejkaError, NotFound
@@ -23,16 +22,18 @@ from kolejka.common.limits import Limits
 from kolejka.common.result import Outcome, Result
 from kolejka.common.states import AttemptState, TaskState
 from kolejka.common.task import Retry
-from kolejka.server.scheduling.choose import Choice, Group, choose
-from kolejka.server.scheduling.match import Offer, Signature, can_ever_run, take
+from kolejka.server.scheduling.classes import Classes
+from kolejka.server.scheduling.match import Offer, take
 from kolejka.server.scheduling.rescue import Loss, Next, Watched, after_loss, after_result, loss
+from kolejka.server.scheduling.rules import Moment, Rules
+from kolejka.server.scheduling.turn import Taken, Turn
 from kolejka.server.storage import blobs, events, leases, nodes, tasks, users
 from kolejka.server.storage.base import CancelAsked, Connection, TaskWaiting
 from kolejka.server.storage.leases import Held
 from kolejka.server.storage.nodes import NodeWords
 
-_REMEMBERED = 100_000
 _RELEASED = "released"
+_USUAL = Rules()
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class Claimed:
     """The answer to a claim. ``over`` = nothing will be given, however long it waits.
 
     ``offer`` is what the node turned out to offer, ``None`` for nothing at the moment. ``asked`` is what an admin asks
-    of the node.
+    of the node. ``held`` = a quota or a reservation keeps something back, so it is worth to look again soon, whoever is
+    told of what ends.
     """
 
     given: tuple[Given, ...] = ()
@@ -81,6 +83,7 @@ class Claimed:
     over: bool = False
     turn: int = 0
     asked: str | None = None
+    held: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,28 +96,6 @@ class Beat:
 
 
 @dataclass(frozen=True)
-class Rules:
-    """The server's numbers. Times in seconds."""
-
-    heartbeat_s: float = 60.0
-    deadline_margin_s: float = 120.0
-    attempts: int = 5
-
-
-@dataclass(frozen=True)
-class Moment:
-    """Now, on two clocks, both in seconds.
-
-    ``wall`` is for records, since the epoch. ``steady`` is the clock that the servers of one database share and that
-    stands still while none of them runs (``kolejka.server.scheduling.clock``): leases go by it, so that a clock that is
-    set, a machine that sleeps, or a server that was away, loses nobody's attempts.
-    """
-
-    wall: float
-    steady: float
-
-
-@dataclass(frozen=True)
 class Rescued:
     """A lost attempt and what became of its task."""
 
@@ -123,44 +104,6 @@ class Rescued:
     node: str
     why: str
     then: Next
-
-
-@dataclass
-class Classes:
-    """What is known of signatures and of which node could ever run which: both never change, so nothing goes stale.
-
-    A signature's id derives from its words, and a node is remembered under its tags and amounts.
-    """
-
-    _signatures: dict[int, Signature] = field(default_factory=dict)
-    _fits: defaultdict[tuple[frozenset[str], str], dict[int, bool]] = field(default_factory=lambda: defaultdict(dict))
-    _size: int = 0
-
-    def signature(self, db: Connection, signature: int) -> Signature:
-        """The signature of an id."""
-        known = self._signatures.get(signature)
-        if known is None:
-            known = Signature.parse(tasks.signature_words(db, signature))
-            self.learn(known)
-        return known
-
-    def learn(self, signature: Signature) -> None:
-        """Remember a signature that was made here."""
-        if len(self._signatures) >= _REMEMBERED:
-            self._signatures.clear()
-        self._signatures[signature.id] = signature
-
-    def known(self, signature: int) -> Signature | None:
-        """The signature of an id, if it was met before."""
-        return self._signatures.get(signature)
-
-    def node(self, offer: Offer) -> dict[int, bool]:
-        """Signature → whether a node with these tags and amounts could ever run it, as far as it was asked."""
-        if self._size >= _REMEMBERED:
-            self._fits.clear()
-            self._size = 0
-        self._size += 1
-        return self._fits[offer.tags, json.dumps(offer.total.to_json())]
 
 
 def claim(
@@ -183,68 +126,47 @@ def claim(
     for signature in leases.signatures(db, request.unknown):
         free, slots = take(free, classes.signature(db, signature)), slots - 1
     offer = replace(request.offer, free=free, idle=request.offer.idle and not leases.any_on(db, node))
-    groups = _possible(db, request, classes)
-    if not groups or slots <= 0:
-        return Claimed(cancel=cancel, offer=offer if slots > 0 else None, turn=turn)
-    running = leases.running_by_owner(db)
-    elsewhere: set[int] = set()  # what other servers are giving away just now
-
-    def oldest(group: Group, count: int) -> list[int]:
-        numbers = tasks.oldest(
-            db, group.queue, group.signature.id, rank=group.rank, owner_id=group.owner, count=count + len(elsewhere)
-        )
-        return [number for number in numbers if number not in elsewhere][:count]
-
-    while True:  # decided on what is seen, then taken; what somebody else has in hand is left out, and decided anew
-        chosen = choose(groups, oldest, free=free, slots=slots, idle=offer.idle, running=running)
-        numbers = {choice.number for choice in chosen}
-        lost = numbers - tasks.take_waiting(db, numbers)
-        if not lost:
-            return Claimed(tuple(_give(db, chosen, node, rules, now)), cancel, offer, turn=turn)
-        elsewhere |= lost
+    if slots <= 0:
+        return Claimed(cancel=cancel, turn=turn)
+    taken = Turn(db, node, request.queues, offer, slots, rules, classes, now).take()
+    given = _give(db, taken, node, rules, now)
+    return Claimed(
+        tuple(given), cancel, None if taken.waits else offer, turn=turn, held=taken.waits or taken.full
+    )  # fmt: skip
 
 
-def _possible(db: Connection, request: Claim, classes: Classes) -> list[Group]:
-    """The classes of waiting tasks that the node could ever run."""
-    fits = classes.node(request.offer)
-    found = []
-    for queue, signature_id, rank, owner, first in tasks.waiting_groups(db):
-        if request.queues and queue not in request.queues:
-            continue
-        possible = fits.get(signature_id)
-        if possible is None:
-            signature = classes.signature(db, signature_id)
-            possible = fits[signature_id] = can_ever_run(signature, request.offer.tags, request.offer.total)
-        if possible:
-            found.append(Group(queue, classes.signature(db, signature_id), rank, owner, first))
-    return found
-
-
-def _give(db: Connection, chosen: Sequence[Choice], node: str, rules: Rules, now: Moment) -> list[Given]:
+def _give(db: Connection, taken: Taken, node: str, rules: Rules, now: Moment) -> list[Given]:
     """Begin attempts at tasks that were seen waiting, and are in hand, in this transaction."""
+    chosen = taken.choices
     if not chosen:
         return []
     specs = tasks.specs(db, [choice.number for choice in chosen])
-    owners = users.names(db, {choice.group.owner for choice in chosen})
+    owners = users.names(db, {choice.name.owner for choice in chosen})
     deadlines = {}
     for number, spec in specs.items():
         time_s = spec.get("limits", {}).get("time")
         deadlines[number] = None if time_s is None else time_s + rules.deadline_margin_s
     begun = leases.begin(
         db,
-        [leases.Begun(c.number, c.group.owner, c.group.signature.exclusive, deadlines[c.number]) for c in chosen],
+        [
+            leases.Begun(
+                one.number, one.name.owner, one.name.queue, taken.cpus(one), one.signature.exclusive,
+                deadlines[one.number],
+            )
+            for one in chosen
+        ],
         node, wall=now.wall, steady=now.steady,
     )  # fmt: skip
     for number, lease in begun.items():
         tasks.move_in_hand(db, number, TaskState.RUNNING, now=now.wall, lease=lease, node=node, started_at=now.wall)
     return [
-        Given(begun[c.number], specs[c.number]["id"], owners[c.group.owner], specs[c.number], deadlines[c.number])
+        Given(begun[c.number], specs[c.number]["id"], owners[c.name.owner], specs[c.number], deadlines[c.number])
         for c in chosen
     ]
 
 
 def heartbeat(
-    db: Connection, words: NodeWords, user_id: int, held: Collection[int], now: Moment, *, rules: Rules = Rules()
+    db: Connection, words: NodeWords, user_id: int, held: Collection[int], now: Moment, *, rules: Rules = _USUAL
 ) -> Beat:
     """Renew the leases a node says it holds; tell those it has lost and those whose tasks are to be stopped."""
     nodes.heard(db, words, user_id, now.wall, silent_before=now.wall - rules.heartbeat_s)
@@ -363,7 +285,7 @@ def _wait_again(db: Connection, held: Held, now: Moment, **columns: object) -> N
     tasks.move_in_hand(
         db, held.number, TaskState.WAITING, now=now.wall, lease=None, node=None, started_at=None, **columns
     )
-    db.announce(TaskWaiting(held.queue, held.signature))
+    db.announce(TaskWaiting(held.queue, held.signature, held.rank, held.owner_id, held.number))
 
 
 def release(db: Connection, lease: int, user_id: int, message: str, now: Moment) -> tuple[Held, str]:

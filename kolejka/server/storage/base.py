@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -29,10 +29,13 @@ Row = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class TaskWaiting:
-    """A task may be claimed."""
+    """A task may be claimed: its class and its number. Those of one class are equal: the first speaks for all."""
 
     queue: str
     signature: int
+    rank: int = 0
+    owner: int = 0
+    number: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

@@ -26,16 +26,21 @@ class Held:
     owner_id: int
     queue: str
     signature: int
+    rank: int
     cancelled: bool
     losses: int
     retries: int
     retry: str | None
+    cpus: float
+    """what it keeps from others while it runs"""
 
 
 _HELD = (
     "SELECT a.lease, a.number, a.node, a.state, a.started_at, a.outcome, a.result_hash, a.task_state, n.user_id, t.id,"
-    " t.owner_id, t.queue, t.signature_id, t.cancel_at IS NOT NULL, t.losses, t.retries, t.retry"
+    " t.owner_id, t.queue, t.signature_id, t.rank, t.cancel_at IS NOT NULL, t.losses, t.retries, t.retry,"
+    " COALESCE(l.cpus, 0)"
     " FROM attempts a JOIN tasks t ON t.number = a.number JOIN nodes n ON n.name = a.node"
+    " LEFT JOIN leases l ON l.lease = a.lease"
 )
 
 
@@ -48,10 +53,12 @@ def take_in_hand(db: Connection, leases: Collection[int]) -> dict[int, Held]:
 
 @dataclass(frozen=True)
 class Begun:
-    """A task that an attempt is to be made at."""
+    """A task that an attempt is to be made at. ``cpus`` is what it keeps from others."""
 
     number: int
     owner_id: int
+    queue: str
+    cpus: float
     exclusive: bool
     deadline_s: float | None
 
@@ -65,10 +72,10 @@ def begin(db: Connection, begun: Sequence[Begun], node: str, *, wall: float, ste
     )}  # fmt: skip
     for one in begun:
         db.later(
-            "INSERT INTO leases (lease, number, owner_id, node, exclusive, heartbeat_at, deadline_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO leases (lease, number, owner_id, node, exclusive, heartbeat_at, deadline_at, queue, cpus,"
+            " started_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             given[one.number], one.number, one.owner_id, node, int(one.exclusive), steady,
-            None if one.deadline_s is None else steady + one.deadline_s,
+            None if one.deadline_s is None else steady + one.deadline_s, one.queue, one.cpus, steady,
         )  # fmt: skip
     return given
 
@@ -124,9 +131,18 @@ def signatures(db: Connection, leases: Collection[int]) -> list[int]:
     )]  # fmt: skip
 
 
-def running_by_owner(db: Connection) -> dict[int, int]:
-    """Owner → running attempts."""
-    return dict(db.rows("SELECT owner_id, COUNT(*) FROM leases GROUP BY owner_id"))
+def running(db: Connection) -> list[tuple[int, str, int, float, float]]:
+    """Owner, queue, how many attempts run, how many CPUs they keep, and the sum of CPUs times start."""
+    return [tuple(row) for row in db.rows(
+        "SELECT owner_id, queue, COUNT(*), SUM(cpus), SUM(cpus * started_at) FROM leases GROUP BY owner_id, queue"
+    )]  # fmt: skip
+
+
+def ends_on(db: Connection, node: str) -> list[tuple[int, float | None]]:
+    """Signature and deadline of each attempt on a node."""
+    return [tuple(row) for row in db.rows(
+        "SELECT t.signature_id, l.deadline_at FROM leases l JOIN tasks t ON t.number = l.number WHERE l.node = ?", node
+    )]  # fmt: skip
 
 
 def is_watched(db: Connection, *, silent_before: float, now: float) -> bool:

@@ -47,10 +47,18 @@ class Tokens(Table):
 
 
 class Queues(Table):
-    """Where tasks wait."""
+    """Where tasks wait, and what is allowed there. Lists and limits are JSON; ``scheduling/queues.py`` says what."""
 
     name = p.TextField(primary_key=True)
     state = p.TextField()
+    members = p.TextField()
+    images = p.TextField()
+    runtimes = p.TextField()
+    defaults = p.TextField()
+    ceilings = p.TextField()
+    running = p.IntegerField(null=True)
+    running_per_owner = p.IntegerField(null=True)
+    retention_s = p.FloatField(null=True)
 
 
 class Signatures(Table):
@@ -131,7 +139,7 @@ class Attempts(Table):
 
 
 class Leases(Table):
-    """The attempts that run now."""
+    """The attempts that run now. ``cpus`` is what the attempt keeps from others, ``started_at`` is steady."""
 
     lease = p.IntegerField(primary_key=True)
     number = p.IntegerField()
@@ -140,6 +148,9 @@ class Leases(Table):
     exclusive = p.IntegerField()
     heartbeat_at = p.FloatField()
     deadline_at = p.FloatField(null=True)
+    queue = p.TextField()
+    cpus = p.FloatField()
+    started_at = p.FloatField()
 
 
 class Nodes(Table):
@@ -219,7 +230,10 @@ class BlobReferences(Table):
 
 
 class Accounting(Table):
-    """What each finished attempt used; kept when the task is deleted. Seconds and bytes."""
+    """What each finished attempt used; kept when the task is deleted. Seconds and bytes.
+
+    ``cpus`` is what it kept from others; ``charged`` = it is part of ``owner_usage``.
+    """
 
     lease = p.IntegerField(primary_key=True)
     task_id = p.TextField()
@@ -232,6 +246,25 @@ class Accounting(Table):
     cpu = p.FloatField(null=True)
     wall = p.FloatField(null=True)
     memory_peak = p.BigIntegerField(null=True)
+    cpus = p.FloatField(null=True)
+    charged = p.IntegerField()
+
+
+class OwnerUsage(Table):
+    """CPU seconds that an owner took, each halved again and again since; as of ``at``."""
+
+    owner_id = p.IntegerField(primary_key=True)
+    amount = p.FloatField()
+    at = p.FloatField()
+
+
+class Reservations(Table):
+    """The nodes that are kept for a waiting task. A node has one, a task has one."""
+
+    node = p.TextField(primary_key=True)
+    number = p.IntegerField()
+    owner_id = p.IntegerField()
+    cpus = p.FloatField()
 
 
 class Events(Table):
@@ -285,7 +318,6 @@ class CallbackSecrets(Table):
 
 
 TABLES: tuple[Any, ...] = (
-    Clock,    Users, Tokens, Queues, Signatures, Tasks, Specs, Labels, Results, Attempts, Leases, Nodes, Blobs, Grants,
-    BlobReferences, Accounting, Events, Audit, Callbacks, CallbackSecrets,
-    Removals, Chores,
+    Clock, Users, Tokens, Queues, Signatures, Tasks, Specs, Labels, Results, Attempts, Leases, Nodes, Blobs, Grants,
+    BlobReferences, Accounting, OwnerUsage, Reservations, Events, Audit, Callbacks, CallbackSecrets, Removals, Chores,
 )  # fmt: skip

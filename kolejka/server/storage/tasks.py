@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kolejka.common.errors import InputError
 from kolejka.common.result import Result
 from kolejka.common.states import TASK_TRANSITIONS, TaskState
 from kolejka.server.storage import callbacks, events
@@ -89,7 +88,7 @@ def put(db: Connection, task: NewTask, now: float) -> int:
     if task.callback_url is not None:
         callbacks.order(db, number, task.id, task.owner_id, task.callback_url)
     events.record(db, number, TaskState.WAITING, now)
-    db.announce(TaskWaiting(task.queue, task.signature))
+    db.announce(TaskWaiting(task.queue, task.signature, task.rank, task.owner_id, number))
     return number
 
 
@@ -187,16 +186,6 @@ def result(db: Connection, number: int) -> dict[str, Any]:
     return found
 
 
-def queue_exists(db: Connection, name: str) -> bool:
-    """Whether there is a queue of this name."""
-    return db.row("SELECT 1 FROM queues WHERE name = ?", name) is not None
-
-
-def queues(db: Connection) -> list[dict[str, Any]]:
-    """The queues, by name."""
-    return [{"name": name, "state": state} for name, state in db.rows("SELECT name, state FROM queues ORDER BY name")]
-
-
 def signature_words(db: Connection, signature: int) -> str:
     """A signature's canonical text."""
     row = db.row("SELECT words FROM signatures WHERE id = ?", signature)
@@ -237,6 +226,13 @@ def waiting_groups(db: Connection) -> list[tuple[str, int, int, int, int]]:
     A loose scan: a few searches in the index of the waiting for each class, however many tasks are in it.
     """
     return [tuple(row) for row in db.rows(_GROUPS)]
+
+
+def created_at(db: Connection, number: int) -> float:
+    """When a task was put."""
+    row = db.row("SELECT created_at FROM tasks WHERE number = ?", number)
+    assert row is not None  # the caller has found it in this transaction
+    return float(row[0])
 
 
 def oldest(db: Connection, queue: str, signature: int, *, rank: int, owner_id: int, count: int) -> list[int]:
@@ -345,18 +341,11 @@ def expired(db: Connection, queue: str, *, before: float, after: int, limit: int
 
 
 def account(db: Connection, held: Held, result: Result, now: float) -> None:
-    """Record what an attempt used."""
+    """Record what an attempt used, to be charged to its owner."""
     stats = result.stats
     db.later(
         "INSERT INTO accounting (lease, task_id, owner_id, queue, node, started_at, finished_at, outcome, cpu, wall,"
-        " memory_peak) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " memory_peak, cpus, charged) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
         held.lease, held.task_id, held.owner_id, held.queue, held.node, held.started_at, now, result.outcome.value,
-        stats.cpu.usage, stats.time, stats.memory.max_usage,
+        stats.cpu.usage, stats.time, stats.memory.max_usage, held.cpus,
     )  # fmt: skip
-
-
-def check_queue(db: Connection, name: str) -> None:
-    """InputError when there is no such queue."""
-    if not queue_exists(db, name):
-        known = ", ".join(queue["name"] for queue in queues(db))
-        raise InputError(f"there is no queue {name!r}; the queues are {known}", field="queue")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,10 +15,12 @@ from kolejka.server import intake
 from kolejka.server.auth.roles import Role
 from kolejka.server.auth.tokens import Caller
 from kolejka.server.scheduling import claims
-from kolejka.server.scheduling.claims import Claim, Claimed, Classes, Handed, Moment, Rules
+from kolejka.server.scheduling.claims import Claim, Claimed, Handed
+from kolejka.server.scheduling.classes import Classes
 from kolejka.server.scheduling.match import Offer
+from kolejka.server.scheduling.rules import Moment, Rules
 from kolejka.server.storage import users
-from kolejka.server.storage.base import Announcement, Listener, Store
+from kolejka.server.storage.base import Announcement, Connection, Listener, Store
 from kolejka.server.storage.nodes import NodeWords
 from kolejka.server.storage.postgres import PostgresStore
 from kolejka.server.storage.sqlite import SqliteStore, migrate
@@ -57,9 +59,20 @@ def announced() -> list[Announcement]:
 
 
 @pytest.fixture
-def store(make_store: MakeStore, announced: list[Announcement]) -> Store:
+def classes() -> Classes:
+    """What the server process knows."""
+    return Classes()
+
+
+@pytest.fixture
+def store(make_store: MakeStore, announced: list[Announcement], classes: Classes) -> Store:
     """An empty database."""
-    return make_store(announced.extend)
+
+    def listen(announcements: Sequence[Announcement]) -> None:
+        announced.extend(announcements)
+        classes.heard(announcements)
+
+    return make_store(listen)
 
 
 @dataclass
@@ -71,6 +84,8 @@ class Cluster:
     rules: Rules = field(default_factory=lambda: Rules(heartbeat_s=60, deadline_margin_s=120, attempts=3))
     wall: float = 1_700_000_000.0
     steady: float = 1_700_000_000.0
+    hears: bool = False
+    """``classes`` are told what the store announces; else each claim looks."""
 
     @property
     def now(self) -> Moment:
@@ -101,9 +116,13 @@ class Cluster:
         offer = Offer(frozenset(tags), amounts, Limits.of(**{**amounts.values, **free}), idle)
         words = NodeWords(node, "active", tuple(tags), dict(amounts.values), dict(offer.free.values))
         request = Claim(caller.user_id, words, offer, slots, frozenset(queues), turn=turn or 0)
-        return self.store.write(lambda db: claims.claim(
-            db, request, self.rules, self.classes, self.now, arrives=turn is None
-        )).result()  # fmt: skip
+
+        def work(db: Connection) -> Claimed:
+            if not self.hears:
+                self.classes.refresh(db)
+            return claims.claim(db, request, self.rules, self.classes, self.now, arrives=turn is None)
+
+        return self.store.write(work).result()
 
     def heartbeat(self, caller: Caller, leases: list[int], node: str = "anvil") -> claims.Beat:
         words = NodeWords(node, "active", (), {}, {})
@@ -118,9 +137,9 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(store: Store) -> Cluster:
+def cluster(store: Store, classes: Classes) -> Cluster:
     """A cluster without anybody in it."""
-    return Cluster(store)
+    return Cluster(store, classes, hears=True)
 
 
 @pytest.fixture

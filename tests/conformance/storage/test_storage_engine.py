@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from kolejka.common.errors import Conflict, Unavailable
-from kolejka.server.storage import postgres, tasks, users
+from kolejka.server.scheduling.queues import Queue
+from kolejka.server.storage import postgres, queues, users
 from kolejka.server.storage.base import Announcement, Connection, Store, TaskDone
 from kolejka.server.storage.models import TABLES, Users
 from kolejka.server.storage.sqlite import SqliteStore
@@ -157,4 +158,4 @@ def test_every_table_has_the_columns_that_its_model_says(store: Store) -> None:
 
 
 def test_there_is_the_queue_that_everybody_uses(store: Store) -> None:
-    assert store.read(tasks.queues).result() == [{"name": "default", "state": "open"}]
+    assert store.read(queues.listing).result() == [Queue("default")]

@@ -1,0 +1,173 @@
+"""One node's turn: what it is given in a claim, from what the database says and what the pure parts decide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from kolejka.server.scheduling.board import Class, Line
+from kolejka.server.scheduling.choose import Choice, Chosen, Hold, Waiting, choose
+from kolejka.server.scheduling.classes import Classes
+from kolejka.server.scheduling.fairness import Busy, Load, Quotas, cpus_of, shares
+from kolejka.server.scheduling.match import Offer, Signature, can_ever_run
+from kolejka.server.scheduling.reserve import expected_start
+from kolejka.server.scheduling.rules import Moment, Rules
+from kolejka.server.storage import leases, queues, tasks, usage
+from kolejka.server.storage.base import Connection
+from kolejka.server.storage.usage import Reservation
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a turn came to. ``waits`` = the node is kept for a task; ``full`` = a quota kept something back."""
+
+    choices: tuple[Choice, ...] = ()
+    waits: bool = False
+    full: bool = False
+    total_cpus: float | None = None
+
+    def cpus(self, choice: Choice) -> float:
+        """How many CPUs a task keeps from others on this node."""
+        return cpus_of(choice.signature, self.total_cpus)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A claim of a node that could take ``slots`` tasks of ``queues`` (none named: all)."""
+
+    db: Connection
+    node: str
+    queues: frozenset[str]
+    offer: Offer
+    slots: int
+    rules: Rules
+    classes: Classes
+    now: Moment
+    elsewhere: set[int] = field(default_factory=set)
+    """what other servers are giving away just now"""
+
+    def take(self) -> Taken:
+        """Choose and take in hand, and reserve the node where that is due."""
+        since = self.classes.board.serial
+        if not self._lines:
+            return Taken()
+        if self._quotas.any:
+            queues.lock_ceilings(self.db)
+        hold = self._kept_for()
+        while True:  # decided on what is seen, then taken; what somebody else has in hand is left out, and decided anew
+            chosen = self._choose(hold)
+            if hold is None and chosen.passed:
+                hold = self._reserve(chosen.passed)
+                if hold is not None:
+                    continue
+            given = {choice.number for choice in chosen.choices}
+            lost = given - tasks.take_waiting(self.db, given)
+            if not lost:
+                break
+            self.elsewhere.update(lost)
+            if hold is not None and hold.number in lost:
+                hold = None
+        for name, first in chosen.firsts.items():
+            self.classes.board.looked(name, first, since)
+        for one in self._reservations:
+            if one.number in given:
+                usage.unreserve(self.db, one.number)
+        waits = hold is not None and hold.number not in given
+        return Taken(chosen.choices, waits, chosen.full, self.offer.total.get("cpus"))
+
+    @cached_property
+    def _quotas(self) -> Quotas:
+        return Quotas(queues.gates(self.db), self.rules.running_per_owner)
+
+    @cached_property
+    def _lines(self) -> dict[tuple[int, str], Line]:
+        return {
+            (owner, queue): line
+            for (owner, queue), line in self.classes.lines(self.db, self.offer).items()
+            if self._takes_from(queue)
+        }
+
+    def _takes_from(self, queue: str) -> bool:
+        return self._quotas.gives(queue) and (not self.queues or queue in self.queues)
+
+    @cached_property
+    def _reservations(self) -> list[Reservation]:
+        return usage.reservations(self.db, heard_after=self.now.wall - self.rules.heartbeat_s)
+
+    @cached_property
+    def _running(self) -> list[tuple[int, str, int, float, float]]:
+        return leases.running(self.db)
+
+    @cached_property
+    def _load(self) -> Load:
+        return Load((owner, queue, count) for owner, queue, count, _, _ in self._running)
+
+    @cached_property
+    def _shares(self) -> dict[int, float]:
+        owners = {owner for owner, _ in self._lines}
+        past = usage.of_owners(self.db, owners, half_life_s=self.rules.half_life_s, now=self.now.wall)
+        runs = (Busy(owner, cpus, cpus * self.now.steady - starts) for owner, _, _, cpus, starts in self._running)
+        return shares(past, [*runs, *(Busy(one.owner, one.cpus) for one in self._reservations)])
+
+    def _signature(self, signature: int) -> Signature:
+        return self.classes.signature(self.db, signature)
+
+    def _oldest(self, name: Class, count: int) -> Sequence[int]:
+        numbers = tasks.oldest(
+            self.db, name.queue, name.signature, rank=name.rank, owner_id=name.owner, count=count + len(self.elsewhere)
+        )
+        return [number for number in numbers if number not in self.elsewhere][:count]
+
+    def _time_s(self, number: int) -> float | None:
+        limit: float | None = tasks.spec(self.db, number).get("limits", {}).get("time")
+        return limit
+
+    def _choose(self, hold: Hold | None) -> Chosen:
+        offer = self.offer
+        waiting = Waiting(tuple(self._lines.values()), self._signature, self._oldest, self._time_s)
+        return choose(
+            waiting, free=offer.free, slots=self.slots, idle=offer.idle, cpus=offer.total.get("cpus"),
+            shares=self._shares, quotas=self._quotas, load=self._load, hold=hold,
+        )  # fmt: skip
+
+    def _kept_for(self) -> Hold | None:
+        """The task that this node is kept for, if that still makes sense."""
+        mine = next((one for one in self._reservations if one.node == self.node), None)
+        if mine is None:
+            return None
+        signature = self._signature(mine.signature)
+        if (
+            not can_ever_run(signature, self.offer.tags, self.offer.total)
+            or not self._takes_from(mine.queue)
+            or self._quotas.full(mine.owner, mine.queue, self._load)
+        ):
+            usage.unreserve(self.db, mine.number)
+            return None
+        start = self._expected_start(signature)
+        until_s = 0.0 if start is None else start - self.now.steady
+        return Hold(mine.number, Class(mine.queue, mine.signature, mine.rank, mine.owner), until_s)
+
+    def _reserve(self, passed: Iterable[Class]) -> Hold | None:
+        """Keep the node for the oldest of those whose turn it is, if it has waited long enough and has no node yet."""
+        housed = {one.number for one in self._reservations}
+        found = []
+        for name in passed:
+            homeless = (n for n in self._oldest(name, len(housed) + 1) if n not in housed)
+            found += [(number, name) for number in homeless][:1]
+        for number, name in sorted(found):
+            if tasks.created_at(self.db, number) > self.now.wall - self.rules.reserve_after_s:
+                return None  # and the others are younger
+            signature = self._signature(name.signature)
+            start, cpus = self._expected_start(signature), cpus_of(signature, self.offer.total.get("cpus"))
+            if start is not None and usage.reserve(self.db, self.node, number, name.owner, cpus):
+                return Hold(number, name, start - self.now.steady)
+        return None
+
+    def _expected_start(self, signature: Signature) -> float | None:
+        """When the node's attempts leave room for such a task, on the steady clock."""
+        margin_s = self.rules.deadline_margin_s
+        return expected_start(signature, self.offer.free, [
+            (None if deadline_at is None else deadline_at - margin_s, self._signature(one))
+            for one, deadline_at in leases.ends_on(self.db, self.node)
+        ])  # fmt: skip
