@@ -5,20 +5,23 @@ from __future__ import annotations
 from kolejka.common.limits import Limits
 from kolejka.common.task import Task
 from kolejka.server.scheduling.match import Offer, Signature
-from kolejka.server.scheduling.why import Machine, reasons
+from kolejka.server.scheduling.why import Machine, Stand, reasons
 
 
 def machine(
     name: str = "anvil", *, state: str = "active", tags: list[str] = [], idle: bool = True, free: dict[str, int] = {},
-    **total: object,
+    kept_for: str | None = None, **total: object,
 ) -> Machine:  # fmt: skip
     amounts = Limits.of(**{"cpus": 4, "memory": "8G", **total})
-    return Machine(name, state, Offer(frozenset(tags), amounts, amounts.replace(**free), idle))
+    return Machine(name, state, Offer(frozenset(tags), amounts, amounts.replace(**free), idle), kept_for)
 
 
-def why(*machines: Machine, requires: list[str] = [], exclusive: bool = False, ahead: int = 0, **limits: object) -> str:
+def why(
+    *machines: Machine, requires: list[str] = [], exclusive: bool = False, stand: dict[str, object] = {},
+    **limits: object,
+) -> str:  # fmt: skip
     task = Task(("x",), requires=tuple(requires), exclusive=exclusive, limits=Limits.of(**limits))
-    return "; ".join(reasons(Signature.of(task), machines, ahead=ahead, queue="default"))
+    return "; ".join(reasons(Signature.of(task), machines, Stand(**{"task_id": "me", **stand})))  # type: ignore[arg-type]
 
 
 def test_no_node_at_all() -> None:
@@ -32,7 +35,11 @@ def test_no_node_takes_tasks_now() -> None:
 
 def test_no_node_has_the_tag() -> None:
     assert why(machine(tags=["x"]), requires=["gpu"]) == "no active node has the tag 'gpu'"
-    assert "gpu" in why(machine(tags=["gpu"], state="silent"), machine("b"), requires=["gpu"])
+
+
+def test_those_that_could_run_it_take_no_tasks() -> None:
+    said = why(machine(tags=["gpu"], state="silent"), machine("b"), requires=["gpu"])
+    assert said == "the nodes that could run it take no tasks now: anvil is silent"
 
 
 def test_no_node_has_all_the_tags_at_once() -> None:
@@ -56,9 +63,9 @@ def test_each_amount_is_somewhere_but_not_on_one_node() -> None:
 
 
 def test_fitting_nodes_are_busy_and_others_go_first() -> None:
-    said = why(machine("a", free={"cpus": 0}), cpus=1, ahead=3)
+    said = why(machine("a", free={"cpus": 0}), cpus=1, stand={"ahead": 3})
     assert said == "3 tasks go before it in the queue 'default'; the nodes that fit it are busy: a"
-    assert why(machine("a"), ahead=1) == "1 task goes before it in the queue 'default'"
+    assert why(machine("a"), stand={"ahead": 1}) == "1 task goes before it in the queue 'default'"
 
 
 def test_an_exclusive_task_waits_for_an_idle_node() -> None:
@@ -67,3 +74,26 @@ def test_an_exclusive_task_waits_for_an_idle_node() -> None:
 
 def test_about_to_be_taken() -> None:
     assert why(machine()) == "a node that fits it is about to take it"
+
+
+def test_the_queue_is_paused_or_gone() -> None:
+    assert why(machine(), stand={"gives": False}) == "the queue 'default' is paused; an admin resumes it"
+    assert why(machine(), stand={"gives": None}).startswith("there is no queue 'default' any more")
+
+
+def test_the_quota_that_is_reached() -> None:
+    assert why(machine(), stand={"quota": "enough"}) == "enough"
+
+
+def test_owners_that_used_less_go_first() -> None:
+    said = why(machine(), stand={"owners": 2, "ahead": 1})
+    assert said == "1 task goes before it in the queue 'default'; 2 owners have used less and go first"
+
+
+def test_a_node_is_reserved_for_it_or_for_another() -> None:
+    mine = machine(kept_for="me", idle=False)
+    assert why(mine, exclusive=True) == "the node anvil is reserved for it and waits until there is room"
+    others = why(machine(kept_for="big"), machine("b", free={"cpus": 0}), cpus=1)
+    assert others == (
+        "nodes are reserved for tasks that waited longer: anvil for the task big; the nodes that fit it are busy: b"
+    )

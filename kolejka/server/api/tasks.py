@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -21,7 +21,8 @@ from kolejka.server.auth.tokens import Caller
 from kolejka.server.deps import Deps
 from kolejka.server.scheduling import claims, why
 from kolejka.server.scheduling.match import Offer, Signature
-from kolejka.server.storage import audit, callbacks, leases, nodes, tasks
+from kolejka.server.scheduling.turn import stand
+from kolejka.server.storage import audit, callbacks, leases, nodes, tasks, usage
 from kolejka.server.storage.base import Connection, ask
 from kolejka.server.storage.tasks import Filters, Found
 from kolejka.server.wakes import wait
@@ -324,9 +325,10 @@ async def why_task(deps: Deps, call: Call) -> Answer:
             stopping = ", and is being stopped" if found.cancelled else ""
             return [f"it runs on {row['node']} since {stamp(row['started_at'])}{stopping}"]
         signature = Signature.parse(tasks.signature_words(db, found.signature))
-        return why.reasons(
-            signature, machines(db, now, deps.settings.heartbeat), ahead=tasks.ahead(db, found), queue=found.queue
-        )
+        kept = {one.node: one.number for one in usage.reservations(db, heard_after=now - deps.settings.heartbeat)}
+        ids = tasks.ids(db, set(kept.values()))
+        nodes_now = machines(db, now, deps.settings.heartbeat, {node: ids[kept[node]] for node in kept})
+        return why.reasons(signature, nodes_now, stand(db, found, deps.rules, deps.now()))
 
     found = await ask(deps.store.read(work))
     return Answer(json={"why": found[0], "reasons": found})
@@ -341,13 +343,14 @@ def node_state(node: dict[str, Any], now: float, heartbeat_s: float) -> str:
     return "draining" if node["state"] == "active" and node["asked"] else str(node["state"])
 
 
-def machines(db: Connection, now: float, heartbeat_s: float) -> list[why.Machine]:
-    """The nodes, as the waiting see them."""
+def machines(db: Connection, now: float, heartbeat_s: float, kept: Mapping[str, str]) -> list[why.Machine]:
+    """The nodes, as the waiting see them; ``kept`` names the tasks that nodes are reserved for."""
     return [
         why.Machine(
             node["name"],
             node_state(node, now, heartbeat_s),
             Offer(frozenset(node["tags"]), Limits(node["total"]), Limits(node["capacity"]), not node["busy"]),
+            kept.get(node["name"]),
         )
         for node in nodes.listing(db)
     ]

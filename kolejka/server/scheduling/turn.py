@@ -13,6 +13,7 @@ from kolejka.server.scheduling.fairness import Busy, Load, Quotas, cpus_of, shar
 from kolejka.server.scheduling.match import Offer, Signature, can_ever_run
 from kolejka.server.scheduling.reserve import expected_start
 from kolejka.server.scheduling.rules import Moment, Rules
+from kolejka.server.scheduling.why import Stand
 from kolejka.server.storage import leases, queues, tasks, usage
 from kolejka.server.storage.base import Connection
 from kolejka.server.storage.usage import Reservation
@@ -171,3 +172,20 @@ class Turn:
             (None if deadline_at is None else deadline_at - margin_s, self._signature(one))
             for one, deadline_at in leases.ends_on(self.db, self.node)
         ])  # fmt: skip
+
+
+def stand(db: Connection, task: tasks.Found, rules: Rules, now: Moment) -> Stand:
+    """Where a waiting task stands: its queue, its quota, who goes before it."""
+    gates = queues.gates(db)
+    gate = gates.get(task.queue)
+    running = leases.running(db)
+    load = Load((owner, queue, count) for owner, queue, count, _, _ in running)
+    quota = Quotas(gates, rules.running_per_owner).full(task.owner_id, task.queue, load)
+    waiting = tasks.waiting_owners(db)
+    past = usage.of_owners(db, waiting, half_life_s=rules.half_life_s, now=now.wall)
+    share = shares(past, (Busy(owner, cpus, cpus * now.steady - starts) for owner, _, _, cpus, starts in running))
+    mine = share.get(task.owner_id, 0.0)
+    return Stand(
+        task.id, task.queue, None if gate is None else gate.gives, quota if gate is not None else None,
+        tasks.ahead(db, task), sum(share.get(owner, 0.0) < mine for owner in waiting),
+    )  # fmt: skip

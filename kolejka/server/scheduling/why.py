@@ -11,53 +11,110 @@ from kolejka.server.scheduling.match import Offer, Signature, available, fits_no
 
 @dataclass(frozen=True)
 class Machine:
-    """A node as the waiting see it. ``state`` is active, draining, quarantined or silent."""
+    """A node as the waiting see it. ``state`` is active, draining, quarantined or silent; ``kept_for`` is the task that
+    it is reserved for.
+    """
 
     name: str
     state: str
     offer: Offer
+    kept_for: str | None = None
 
 
-def reasons(signature: Signature, machines: Sequence[Machine], *, ahead: int, queue: str) -> list[str]:
-    """Everything that stands between a waiting task and a node, the heaviest first.
+@dataclass(frozen=True)
+class Stand:
+    """Where a task stands among the waiting.
 
-    ``ahead`` counts the tasks in its queue that go before it.
+    ``gives`` is whether its queue gives tasks (``None``: there is no such queue any more), ``quota`` the ceiling that
+    is reached, in words. ``ahead`` counts the tasks of its owner in its queue that go before it, ``owners`` the owners
+    whose share is smaller and who have tasks waiting.
     """
+
+    task_id: str = ""
+    queue: str = "default"
+    gives: bool | None = True
+    quota: str | None = None
+    ahead: int = 0
+    owners: int = 0
+
+
+def reasons(signature: Signature, machines: Sequence[Machine], stand: Stand) -> list[str]:
+    """Everything that stands between a waiting task and a node, the heaviest first."""
+    found = [*_of_queue(stand), *_of_nodes(signature, machines, stand)]
+    return found or ["a node that fits it is about to take it"]
+
+
+def _of_queue(stand: Stand) -> list[str]:
+    if stand.gives is None:
+        return [f"there is no queue {stand.queue!r} any more; make it again or put the task to another"]
+    if not stand.gives:
+        return [f"the queue {stand.queue!r} is paused; an admin resumes it"]
+    return [stand.quota] if stand.quota is not None else []
+
+
+def _of_nodes(signature: Signature, machines: Sequence[Machine], stand: Stand) -> list[str]:
     if not machines:
         return ["no node has ever connected; start a foreman"]
     active = [m for m in machines if m.state == "active"]
     if not active:
-        states = ", ".join(f"{m.name} is {m.state}" for m in machines[:5])
-        return [f"no node takes tasks now: {states}"]
+        return [f"no node takes tasks now: {_states(machines)}"]
+    able = [m for m in machines if not missing_tags(signature, m.offer.tags) and not lacking(signature, m.offer.total)]
+    if able and not any(m.state == "active" for m in able):
+        return [f"the nodes that could run it take no tasks now: {_states(able)}"]
+    impossible = _impossible(signature, active)
+    return impossible or _busy(signature, [m for m in able if m.state == "active"], stand)
+
+
+def _states(machines: Sequence[Machine]) -> str:
+    return ", ".join(f"{m.name} is {m.state}" for m in machines[:5])
+
+
+def _impossible(signature: Signature, active: Sequence[Machine]) -> list[str]:
+    """Why no active node could ever run it; nothing when one could."""
     for tag in signature.requires:
         if not any(tag in m.offer.tags for m in active):
             return [f"no active node has the tag {tag!r}"]
     tagged = [m for m in active if not missing_tags(signature, m.offer.tags)]
     if not tagged:
         return [f"no single node has all the tags {', '.join(signature.requires)}"]
-    possible = [m for m in tagged if not lacking(signature, m.offer.total)]
-    if not possible:
-        found = []
-        for name in signature.needs:
-            most = max(available(m.offer.total, name) for m in tagged)
-            if signature.needs[name] > most:
-                limit = LIMITS[name]
-                if limit.unit.value == "flag":
-                    found.append(f"{name} is asked for, and no node with its tags allows it")
-                else:
-                    found.append(
-                        f"{name} of {limit.show(signature.needs[name])} is more than any node with its tags has "
-                        f"(the most is {limit.show(most)})"
-                    )
-        return found or ["no single node has everything it asks for at once"]
+    if any(not lacking(signature, m.offer.total) for m in tagged):
+        return []
     found = []
-    ready = [m for m in possible if fits_now(signature, m.offer.free) and (m.offer.idle or not signature.exclusive)]
-    if ahead:
-        found.append(f"{ahead} {'task goes' if ahead == 1 else 'tasks go'} before it in the queue {queue!r}")
-    if not ready:
-        names = ", ".join(m.name for m in possible[:5])
-        found.append(
-            f"it must be alone on its node, and {names} is not idle" if signature.exclusive
-            else f"the nodes that fit it are busy: {names}"
-        )  # fmt: skip
-    return found or ["a node that fits it is about to take it"]
+    for name in signature.needs:
+        most = max(available(m.offer.total, name) for m in tagged)
+        if signature.needs[name] > most:
+            limit = LIMITS[name]
+            if limit.unit.value == "flag":
+                found.append(f"{name} is asked for, and no node with its tags allows it")
+            else:
+                found.append(
+                    f"{name} of {limit.show(signature.needs[name])} is more than any node with its tags has "
+                    f"(the most is {limit.show(most)})"
+                )
+    return found or ["no single node has everything it asks for at once"]
+
+
+def _busy(signature: Signature, able: Sequence[Machine], stand: Stand) -> list[str]:
+    """What it waits for where it could run: others, reservations, room."""
+    found = []
+    if stand.ahead:
+        count = f"{stand.ahead} {'task goes' if stand.ahead == 1 else 'tasks go'}"
+        found.append(f"{count} before it in the queue {stand.queue!r}")
+    if stand.owners:
+        found.append(f"{stand.owners} {'owner has' if stand.owners == 1 else 'owners have'} used less and go first")
+    mine = [m.name for m in able if m.kept_for == stand.task_id and m.kept_for]
+    if mine:
+        return [*found, f"the node {mine[0]} is reserved for it and waits until there is room"]
+    kept = [m for m in able if m.kept_for is not None]
+    others = [m for m in able if m.kept_for is None]
+    if kept:
+        words = ", ".join(f"{m.name} for the task {m.kept_for}" for m in kept[:5])
+        found.append(f"nodes are reserved for tasks that waited longer: {words}")
+    if not any(fits_now(signature, m.offer.free) and (m.offer.idle or not signature.exclusive) for m in others):
+        names = ", ".join(m.name for m in others[:5])
+        if names:
+            found.append(
+                f"it must be alone on its node, and {names} is not idle" if signature.exclusive
+                else f"the nodes that fit it are busy: {names}"
+            )  # fmt: skip
+    return found

@@ -245,12 +245,25 @@ def oldest(db: Connection, queue: str, signature: int, *, rank: int, owner_id: i
 
 
 def ahead(db: Connection, task: Found) -> int:
-    """How many waiting tasks of its queue go before a task, fairness between owners aside."""
+    """How many waiting tasks of its owner and queue go before a task."""
     row = db.row(
-        "SELECT COUNT(*) FROM tasks WHERE state = 'waiting' AND queue = ? AND (rank < ? OR (rank = ? AND number < ?))",
-        task.queue, task.rank, task.rank, task.number,
+        "SELECT COUNT(*) FROM tasks WHERE state = 'waiting' AND queue = ? AND owner_id = ?"
+        " AND (rank < ? OR (rank = ? AND number < ?))",
+        task.queue, task.owner_id, task.rank, task.rank, task.number,
     )  # fmt: skip
     return int(row[0]) if row else 0
+
+
+def waiting_owners(db: Connection) -> set[int]:
+    """The owners of tasks that wait."""
+    return {owner for _, _, _, owner, _ in waiting_groups(db)}
+
+
+def ids(db: Connection, numbers: Collection[int]) -> dict[int, str]:
+    """Number → id."""
+    return {row[0]: row[1] for some in pieces(numbers) for row in db.rows(
+        f"SELECT number, id FROM tasks WHERE number IN ({marks(some)})", *some  # noqa: S608 marks
+    )}  # fmt: skip
 
 
 def depth(db: Connection) -> list[tuple[str, str, int]]:
