@@ -681,3 +681,57 @@ def test_every_line_of_a_tasks_life_names_it_and_no_line_a_token(server: Server,
     assert [line.split(": ")[1].split(" task=")[0] for line in lines] == ["task put", "task given", "result accepted"]
     assert all(f"lease={given['lease']}" in line for line in lines[1:])
     assert "klj_" not in server.log()
+
+
+def test_queues_are_made_changed_and_deleted_by_admins(admin: Caller, ala: Caller) -> None:
+    made = admin.ask("PUT", "/queues/exam", {"members": ["ala"], "ceilings": {"time": "10s"}}, status=201).json
+    assert (made["name"], made["state"], made["ceilings"]) == ("exam", "open", {"time": 10.0})
+    assert ala.ask("GET", "/queues/exam", status=200).json == made
+    assert admin.ask("PATCH", "/queues/exam", {"running": 3}, status=200).json == {**made, "running": 3}
+    assert admin.ask("PUT", "/queues/exam", {}, status=200).json["members"] == []
+    for words, field in (({"members": ["nobody"]}, "members"), ({"colour": 1}, "colour"), ({"running": -1}, "running")):
+        assert admin.ask("PATCH", "/queues/exam", words, status=422).error == ("invalid", field)
+    for method in ("PUT", "PATCH"):
+        assert ala.ask(method, "/queues/exam", {}, status=403).error[0] == "forbidden"
+    assert ala.ask("DELETE", "/queues/exam", status=403).error[0] == "forbidden"
+    assert admin.ask("PUT", "/queues/-x", {}, status=422).error == ("invalid", "name")
+    assert admin.ask("PATCH", "/queues/unknown", {}, status=404).error[0] == "not_found"
+    put = ala.ask("POST", "/tasks", {"args": ["x"], "queue": "exam"}, status=201).json
+    assert admin.ask("DELETE", "/queues/exam", status=409).error == ("conflict", "queue")
+    ala.ask("POST", f"/tasks/{put['id']}/cancel", status=200)
+    admin.ask("DELETE", "/queues/exam", status=204)
+    assert admin.ask("DELETE", "/queues/exam", status=404).error[0] == "not_found"
+
+
+def test_a_queue_refuses_what_it_does_not_take_and_changes_nothing(admin: Caller, ala: Caller, smith: Caller) -> None:
+    admin.ask("PUT", "/queues/strict", {"members": ["smith"], "images": ["ubuntu:*"]}, status=201)
+    spec = {"args": ["x"], "queue": "strict", "image": "debian"}
+    before = len(ala.ask("GET", "/tasks", status=200).json["tasks"])
+    assert ala.ask("POST", "/tasks", spec, status=403).error == ("forbidden", "queue")
+    admin.ask("PATCH", "/queues/strict", {"members": []}, status=200)
+    assert ala.ask("POST", "/tasks", spec, status=403).error == ("forbidden", "image")
+    admin.ask("PATCH", "/queues/strict", {"state": "draining", "images": []}, status=200)
+    assert ala.ask("POST", "/tasks", spec, status=409).error == ("conflict", "queue")
+    assert ala.ask("POST", "/tasks", {**spec, "queue": "nowhere"}, status=422).error == ("invalid", "queue")
+    assert len(ala.ask("GET", "/tasks", status=200).json["tasks"]) == before
+    admin.ask("PATCH", "/queues/strict", {"state": "open", "defaults": {"memory": "3M"}, "ceilings": {"time": 2}},
+              status=200)  # fmt: skip
+    shown = ala.ask("POST", "/tasks", spec, status=201).json
+    assert (shown["spec"]["limits"]["memory"], shown["spec"]["limits"]["time"]) == (3 << 20, 2.0)
+    ala.ask("POST", f"/tasks/{shown['id']}/cancel", status=200)
+
+
+def test_a_paused_queue_takes_tasks_says_why_they_wait_and_gives_them_when_it_is_resumed(
+    admin: Caller, ala: Caller, smith: Caller
+) -> None:
+    admin.ask("PUT", "/queues/night", {"state": "paused"}, status=201)
+    task_id = ala.ask("POST", "/tasks", {"args": ["x"], "queue": "night"}, status=201).json["id"]
+    smith.beat(node="owl")
+    assert smith.claim(node="owl", queues=["night"])["attempts"] == []
+    assert "the queue 'night' is paused" in ala.ask("GET", f"/tasks/{task_id}/why", status=200).json["why"]
+    admin.ask("PATCH", "/queues/night", {"state": "open", "running": 0}, status=200)
+    assert smith.claim(node="owl", queues=["night"])["attempts"] == []
+    assert "as many tasks as it may (0)" in ala.ask("GET", f"/tasks/{task_id}/why", status=200).json["why"]
+    admin.ask("PATCH", "/queues/night", {"running": None}, status=200)
+    (given,) = smith.claim(node="owl", queues=["night"])["attempts"]
+    assert given["task_id"] == task_id

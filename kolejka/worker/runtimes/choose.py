@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from kolejka.common.errors import InputError, KolejkaError
 from kolejka.common.task import Task
 from kolejka.worker.runtimes.base import Runtime
 
+TAG: Final = "runtime:"
+"""In front of a runtime's name: the tag of a node on which it works."""
+
 
 def choose(name: str, task: Task, runtimes: Mapping[str, Runtime]) -> tuple[Runtime, str]:
-    """The runtime and the reason in words. InputError names the field that no runtime here can serve."""
+    """The runtime and the reason in words. InputError names the field that no runtime here can serve.
+
+    A task that requires the tag of one runtime gets that one or none.
+    """
+    wanted = {tag.removeprefix(TAG) for tag in task.requires if tag.startswith(TAG)}
+    if wanted:
+        if len(wanted) > 1 or (name != "auto" and name not in wanted):
+            raise InputError(f"it requires the runtime {' and '.join(sorted(wanted))}, and {name} is used here",
+                             field="requires")  # fmt: skip
+        (name,) = wanted
     if name != "auto":
         if name not in runtimes:
             raise InputError(f"there is no runtime {name!r}; the runtimes are {', '.join(runtimes)}", field="runtime")
