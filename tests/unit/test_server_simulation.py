@@ -205,9 +205,9 @@ def test_owners_who_always_have_tasks_waiting_get_equal_shares_of_cpu_time(seed:
     dice = random.Random(seed)
     jobs = []
     for owner, cpus in ((1, 1), (2, 2), (3, 4)):
-        jobs += [job(owner * 10_000 + n, owner, cpus=cpus, takes=dice.uniform(2, 20)) for n in range(1000 // cpus)]
+        jobs += [job(owner * 10_000 + n, owner, cpus=cpus, takes=dice.uniform(2, 20)) for n in range(2000 // cpus)]
     world = World(jobs)
-    world.run(until_s=500.0)
+    world.run(until_s=800.0)
     mean = sum(world.spent.values()) / 3
     assert all(abs(spent - mean) <= 0.15 * mean for spent in world.spent.values()), world.spent
 

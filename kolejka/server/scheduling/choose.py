@@ -112,6 +112,8 @@ class _Choosing:
         self._full = False
 
     def choose(self, hold: Hold | None) -> Chosen:
+        if hold is not None and self._quotas.full(hold.name.owner, hold.name.queue, self._load):
+            hold, self._full = None, True
         if hold is not None and self._slots > 0:
             signature = self._waiting.signature(hold.name.signature)
             if fits(signature, self._free, idle=self._idle):

@@ -108,6 +108,17 @@ class Cluster:
             lambda db: [intake.put(db, considered, caller, key, self.wall)[0] for _ in range(count)]
         ).result()
 
+    def put_kinds(self, caller: Caller, kinds: Sequence[dict[str, object]]) -> None:
+        """One task of each kind, all in one transaction."""
+        considered = [
+            intake.consider(
+                Task.parse({"args": ["true"], **words}), defaults=Limits.of(cpus=1, memory="64M", time="10s"),
+                ceilings=Limits(),
+            )
+            for words in kinds
+        ]  # fmt: skip
+        self.store.write(lambda db: [intake.put(db, one, caller, None, self.wall) for one in considered]).result()
+
     def claim(
         self, caller: Caller, node: str = "anvil", *, slots: int = 16, tags: list[str] = [], idle: bool = False,
         queues: list[str] = [], total: dict[str, object] = {}, free: dict[str, object] = {}, turn: int | None = None,

@@ -93,8 +93,7 @@ def test_ten_thousand_impossible_tasks_of_one_kind_delay_nobody(cluster: Cluster
 
 
 def test_thousands_of_kinds_of_impossible_tasks_delay_nobody(cluster: Cluster, ala: Caller, smith: Caller) -> None:
-    for kind in range(2_000):
-        cluster.put(ala, requires=[f"tag{kind}"], priority=9)
+    cluster.put_kinds(ala, [{"requires": [f"tag{kind}"], "priority": 9} for kind in range(2_000)])
     (possible,) = cluster.put(ala)
     assert ids(cluster.claim(smith, slots=1)) == [possible]
     assert ids(cluster.claim(smith, slots=1, tags=["tag1999"]))

@@ -46,3 +46,39 @@ def test_a_claim_takes_as_many_steps_with_twenty_thousand_waiting_as_with_two_hu
         for one in given:
             cluster.finish(smith, one.lease)
     assert counts[1] <= counts[0] * 1.2, counts
+
+
+def test_ten_thousand_kinds_of_impossible_tasks_cost_a_claim_nothing(
+    cluster: Cluster, ala: Caller, smith: Caller, steps: list[str]
+) -> None:
+    if not isinstance(cluster.store, SqliteStore):
+        pytest.skip("steps are counted on SQLite")
+    counts = []
+    for kinds in (0, 10_000):
+        cluster.put_kinds(ala, [{"requires": [f"tag{kind}"], "priority": 9} for kind in range(kinds)])
+        cluster.claim(smith, slots=1)  # the node's kind gets to know them, once
+        cluster.put(ala, count=2)
+        steps.clear()
+        given = cluster.claim(smith, slots=2).given
+        counts.append(len(steps))
+        assert len(given) == 2
+        for one in given:
+            cluster.finish(smith, one.lease)
+    assert counts[1] <= counts[0] * 1.2, counts
+
+
+def test_a_thousand_kinds_of_possible_tasks_cost_a_claim_no_more_than_ten(
+    cluster: Cluster, ala: Caller, smith: Caller, steps: list[str]
+) -> None:
+    if not isinstance(cluster.store, SqliteStore):
+        pytest.skip("steps are counted on SQLite")
+    counts = []
+    for kinds in (10, 1000):
+        cluster.put_kinds(ala, [{"limits": {"memory": 4096 * (kinds + kind)}} for kind in range(kinds)])
+        steps.clear()
+        given = cluster.claim(smith, slots=4).given
+        counts.append(len(steps))
+        assert len(given) == 4
+        for one in given:
+            cluster.finish(smith, one.lease)
+    assert counts[1] <= counts[0] * 1.2, counts
