@@ -92,11 +92,11 @@ def usable_gpus(worker: WorkerSettings) -> tuple[Gpu, ...]:
 
 
 def working_runtimes(worker: WorkerSettings) -> tuple[str, ...]:
-    """Names of the runtimes that this machine has all of."""
+    """Names of the runtimes that this machine has all of and that its settings let tasks have."""
     from kolejka.worker.perform import Tools
 
     return tuple(
         runtime.name
         for runtime in Tools(worker).runtimes.values()
-        if all(check.ok or not check.required for check in runtime.check())
+        if worker.runtime in {"auto", runtime.name} and all(check.ok or not check.required for check in runtime.check())
     )

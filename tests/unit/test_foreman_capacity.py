@@ -8,7 +8,9 @@ import pytest
 
 from kolejka.common.errors import InputError, NodeError
 from kolejka.common.limits import Limits
+from kolejka.common.settings import WorkerSettings
 from kolejka.foreman.capacity import Machine, detect, offer, parse_cpu_list
+from kolejka.foreman.doctor import working_runtimes
 from kolejka.foreman.pack import Cpu
 from kolejka.foreman.tags import all_tags, automatic_tags, plain
 from kolejka.worker.gpus import Gpu
@@ -151,3 +153,8 @@ def test_a_tag_that_no_task_could_require_is_refused(tag: str) -> None:
 
 def test_names_of_hardware_become_words() -> None:
     assert plain("AMD EPYC(TM) 7763  64-Core") == "amd-epyc-7763-64-core"
+
+
+def test_a_node_that_has_one_runtime_by_its_settings_tells_of_no_other(tmp_path: Path) -> None:
+    for name in ("sandbox", "docker"):
+        assert set(working_runtimes(WorkerSettings(data=tmp_path, runtime=name))) <= {name}

@@ -16,5 +16,3 @@ def up(_migrator: Any, db: Any) -> None:
         "INSERT INTO chores (name, due_at) VALUES ('sweep', 0)",
     ):
         db.execute_sql(statement)
-    if "retention_s" not in {column.name for column in db.get_columns("queues")}:
-        db.execute_sql("ALTER TABLE queues ADD COLUMN retention_s DOUBLE PRECISION")
