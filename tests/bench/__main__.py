@@ -206,7 +206,7 @@ def take_turns(ways: dict[str, Start], rounds: int) -> dict[str, list[float]]:
 def measure_cluster(folder: Path, rounds: int, tasks: int) -> dict[str, Any]:
     """Put → result on an idle cluster, and tasks per second with many waiting."""
     state = tempfile.mkdtemp(prefix="kolejka-bench-", dir="/dev/shm")  # on nodes it is in memory, too: /run
-    cluster = Cluster(folder, {"KOLEJKA_LOG_LEVEL": "info", "KOLEJKA_OBSERVER_STATE": state})  # as people run it
+    cluster = Cluster(folder, {"KOLEJKA_OBSERVER_STATE": state}, log_level="info")  # as people run it
     spec = {"args": ["true"], "limits": {"memory": "16M", "pids": 8, "time": "10s", "workspace": "1M", "storage": "1M"}}
     try:
         cluster.start()

@@ -37,8 +37,9 @@ def free_port() -> int:
 class Cluster:
     """Server, observer and foreman. ``folder`` must be short and passable for other users (payloads are some)."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, str] = {}) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str] = {}, *, log_level: str = "debug") -> None:
         self.folder = folder
+        self._log_level = log_level
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.cgroup = f"kolejka-test-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -60,7 +61,6 @@ class Cluster:
             "KOLEJKA_WORKER_DATA": str(folder / "worker"),
             "KOLEJKA_FOREMAN_DATA": str(folder / "foreman"),
             "KOLEJKA_FOREMAN_NAME": "tests",
-            "KOLEJKA_LOG_LEVEL": "debug",
             **settings,
         }
         (folder / "home/.config").mkdir(parents=True)
@@ -96,7 +96,7 @@ class Cluster:
     def _start(self, name: str, command: Sequence[str], more: Mapping[str, str] = {}) -> Program:
         program = Program(
             name, [PROGRAMS / command[0], *command[1:]], self.folder / f"{name}.log",
-            {**self.environment, **more},
+            {**self.environment, "KOLEJKA_LOG_LEVEL": self._log_level, **more},
         )  # fmt: skip
         self.programs[name] = program
         return program
