@@ -11,7 +11,8 @@ fits is run, whatever does not is given back at once, unstarted.
 A node that has nothing free for longer than a moment waits with a request for nothing: the server answers it when a
 task of the node is cancelled, or when an admin asks something. The heartbeat would tell that much later.
 
-Nothing is asked before the server has heard a heartbeat of this life: to it the node may still be one that drains.
+Nothing is asked before the server has heard a heartbeat of this life: to it the node may still be one that drains. Nor
+while the node's disk is full: every task would end as an error here, one after the other, though others could run it.
 
 Each request occupies a thread: one asks, one waits, and the answer of one more may have got lost on its way. They all
 run the same loop. An answer that does not even fit the figures it was asked with, or one that should have waited and
@@ -40,6 +41,8 @@ FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 10.0
 FULL_S: Final = 0.3
 """how long a node is full before it waits with a request for nothing; short tasks never get there"""
+NO_ROOM_PAUSE_S: Final = 1.0
+"""how often to look whether a full disk has room again"""
 REFUSED_PAUSE_S: Final = 30.0
 """pause after the server refused to talk to this node: an administrator mends that"""
 
@@ -82,16 +85,18 @@ class Asks(Protocol):
 class Claims:
     """The requests of one node. ``known`` = the server has heard this foreman's heartbeat.
 
-    ``backlog`` results that wait for the server stop the asking.
+    ``backlog`` results that wait for the server stop the asking, and so does a disk on which ``is_full``.
     """
 
     def __init__(self, board: Board, daemon: Asks, *, wait_s: float, spawn: Callable[[Callable[[], None], str], object],
-                 known: Callable[[], bool] = lambda: True, backlog: int = 256) -> None:  # fmt: skip
+                 known: Callable[[], bool] = lambda: True, is_full: Callable[[], bool] = lambda: False,
+                 backlog: int = 256) -> None:  # fmt: skip
         self._board = board
         self._daemon = daemon
         self._wait_s = wait_s
         self._spawn = spawn
         self._known = known
+        self._is_full = is_full
         self._backlog = backlog
         self._open: list[Request] = []
         self._newest: Request | None = None
@@ -153,6 +158,8 @@ class Claims:
         newest = self._newest
         if newest is not None and newest in self._open and (newest.wait_s == 0 or newest.free == left):
             return None
+        if self._is_full():
+            return NO_ROOM_PAUSE_S
         if self._dying and self._dying.isdisjoint(self._board.leases()):
             self._dying, self._not_before = frozenset(), 0.0
         full_since = -FULL_S if self._full_since is None else self._full_since
@@ -190,9 +197,13 @@ class Claims:
         self._daemon.end(answer.cancel, Verdict.CANCELLED)
         astray = self._is_hasty(request, answer)
         within = list(request.beside)
+        full = bool(answer.attempts) and self._is_full()  # since the request was sent
         try:
             for attempt in answer.attempts:
-                astray |= not self._place(attempt, within)
+                if full:
+                    self._daemon.give_back(attempt.lease, "the node's disk is full")
+                else:
+                    astray |= not self._place(attempt, within)
         finally:
             with self._board.changed:
                 self._pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, self._pause_s * 2)) if astray else 0.0

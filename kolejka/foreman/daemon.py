@@ -18,6 +18,7 @@ kills payloads and gives their leases back. Both return at once, can be called t
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -49,6 +50,8 @@ DRAIN_PATIENCE_S: Final = 10.0
 STOP_PATIENCE_S: Final = 10.0
 """how long a stopping foreman waits for payloads to die and for leases to be given back"""
 
+ROOM_BYTES: Final = 64 << 20
+"""of the disk with the data folder: with less than this left the node takes no tasks"""
 LAST_ANSWERS_S: Final = 0.5
 """how long an ending foreman listens for answers to requests that wait at the server"""
 _LAST: Final = "end"
@@ -121,6 +124,7 @@ class Foreman:
         """the threads that must have ended before the foreman has"""
         self._unheard = 0
         """beats before the server knows that this node takes tasks"""
+        self._full = False
         self._finished = threading.Event()
         data = settings.data
         self._blobs = BlobCache(data / "blobs", settings.cache)
@@ -130,7 +134,7 @@ class Foreman:
         self._couriers = Couriers(self.board, self._spool, server, self.pulse)
         self._claims = Claims(
             self.board, self, wait_s=min(settings.wait, 30.0), spawn=self._spawn,
-            known=lambda: self.pulse.beats > self._unheard,
+            known=lambda: self.pulse.beats > self._unheard, is_full=self._is_full,
         )  # fmt: skip
         self._slots = Slots(
             self.board, pool, folder=data / "running", blobs=self._blobs, images=self._images, spool=self._spool,
@@ -267,6 +271,18 @@ class Foreman:
                 logger.info("node takes tasks again, as an admin asks")
                 self.pulse.now()
         return answer
+
+    def _is_full(self) -> bool:
+        """Whether the disk has too little room for inputs and results of further tasks."""
+        disk = os.statvfs(self.settings.data)
+        full = disk.f_bavail * disk.f_frsize < ROOM_BYTES
+        if full != self._full:
+            self._full = full
+            if full:
+                logger.error("node takes no tasks: its disk is full", extra={"folder": str(self.settings.data)})
+            else:
+                logger.info("node takes tasks again: its disk has room")
+        return full
 
     def _hold(self) -> None:
         if self.board.move(NodeState.HELD):

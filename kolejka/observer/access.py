@@ -1,10 +1,15 @@
-"""Sessions for the worker: through the observer that serves on this machine, or kept by this process itself."""
+"""Sessions for the worker: through the observer that serves on this machine, or kept by this process itself.
+
+Sessions outlive the observer, and whoever keeps it (systemd) starts it again. So a worker that meets a dead one waits
+for the next, instead of failing its task and all that come after it.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol, TypeVar
 
 from kolejka.common.errors import Conflict, InputError, KolejkaError, NodeError, NotAllowed, NotFound, Unavailable
 from kolejka.common.limits import Limits
@@ -13,7 +18,12 @@ from kolejka.observer.client import ObserverClient, ObserverError
 from kolejka.observer.packets import PacketClient, workers_door
 from kolejka.observer.reports import ENFORCED, Report
 
-__all__ = ["ENFORCED", "Report", "Session", "Sessions", "connect"]
+__all__ = ["ENFORCED", "PATIENCE_S", "Report", "Session", "Sessions", "connect"]
+
+T = TypeVar("T")
+PATIENCE_S: Final = 30.0
+"""how long an observer that died is waited for"""
+_PAUSE_S: Final = 0.1
 
 
 class Session(Protocol):
@@ -56,17 +66,29 @@ class Sessions(Protocol):
         """Open a session and move a process in, as one step: the cheapest way. NotFound when it is gone."""
 
 
-def connect(socket: str = "", *, cgroup: str = "kolejka") -> Sessions:
+def patiently(ask: Callable[[], T], patience_s: float | None = None) -> T:
+    """The answer of an observer that may be dead at the moment. OSError when there is none in time."""
+    deadline = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
+    while True:
+        try:
+            return ask()
+        except (ConnectionError, FileNotFoundError):  # nobody listens, or whoever did died over our request
+            if time.monotonic() + _PAUSE_S > deadline:
+                raise
+        time.sleep(_PAUSE_S)
+
+
+def connect(socket: str = "", *, cgroup: str = "kolejka", patience_s: float = 0.0) -> Sessions:
     """Sessions through the observer at ``socket``; by default the usual one if it serves, else of our own.
 
-    Unavailable when a named socket does not answer. NodeError, with the cure, when nothing serves and this process
+    Unavailable when a named socket does not answer for ``patience_s``. NodeError, with the cure, when nothing serves and this process
     has no right to make control groups.
     """
     usual = os.fspath(ObserverSettings().socket)
     path = socket or usual
     client = ObserverClient(path)
     try:
-        client.ping()
+        patiently(client.ping, patience_s if socket else 0.0)
     except (OSError, ObserverError) as error:
         if socket:
             reason = getattr(error, "strerror", None) or str(error)
@@ -123,7 +145,7 @@ class RemoteSessions:
         if cpuset is not None:
             fields["cpuset"] = list(cpuset)
         with _translated():
-            return RemoteSession(self._client, self._client.post(path, fields))
+            return RemoteSession(self._client, patiently(lambda: self._client.post(path, fields)))
 
 
 class RemoteSession:
@@ -136,8 +158,9 @@ class RemoteSession:
         self.cgroup_parent = str(answer["cgroup_parent"])
 
     def _say(self, path: str, **fields: object) -> dict[str, Any]:
+        words = {"session_id": self.id, "secret": self._secret, **fields}
         with _translated():
-            return self._client.post(path, {"session_id": self.id, "secret": self._secret, **fields})
+            return patiently(lambda: self._client.post(path, words))
 
     def attach(self, pid: int) -> None:
         """See ``Session``."""

@@ -82,6 +82,8 @@ class Registry:
         self._sessions: dict[str, Session] = {}
         self._closed: OrderedDict[str, Closed] = OrderedDict()
         self._closed_below: dict[str, deque[str]] = {}
+        self._recovered: list[Session] = []
+        """those of an earlier life whose creators may ask for them again, see ``_close_unanswered``"""
         self._cpu_use: Counter[int] = Counter()
         self._saving = threading.Lock()
         self._creators: dict[int, tuple[int, set[Session]]] = {}
@@ -168,7 +170,21 @@ class Registry:
         except BaseException:
             session.close()
             raise
+        if self._recovered:
+            self._close_unanswered(session)
         return session
+
+    def _close_unanswered(self, session: Session) -> None:
+        """Close what an earlier life began to enclose for the same creator, who heard no answer and asked again.
+
+        Should it have heard the answer after all: that session has nobody inside, and its report is remembered.
+        """
+        with self._lock:
+            self._recovered = [one for one in self._recovered if one.id in self._sessions]
+        for one in self._recovered:
+            if (one.creator, one.parent) == (session.creator, session.parent) and not one.inside():
+                logger.info("closing a session that was asked for again", extra={"session": one.id})
+                self.loop.aside(one.close)
 
     def find(self, id: object, secret: object) -> Session | Closed:
         """The session with this id, open or closed lately. NotFound, or NotAllowed where the secret is wrong."""
@@ -405,6 +421,8 @@ class Registry:
             session.restore(data)
             self.note_pin(session, session.cpuset)
             self._watch_creator(session)
+            if session.bound and session.started is not None:
+                self._recovered.append(session)
             logger.info("session recovered", extra={"session": name})
         for one in sorted(closed, key=lambda one: one.until):
             self._remember_closed(one)

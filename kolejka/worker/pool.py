@@ -31,6 +31,8 @@ from kolejka.worker.watch import KILL_TIMEOUT_S
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S: Final = 120.0
+REPLACE_PAUSE_S: Final = 5.0
+"""pause after a worker process that could not be started"""
 CANCEL_TIMEOUT_S: Final = KILL_TIMEOUT_S + 30.0
 """A worker that has not answered for so long after a cancel is killed itself."""
 
@@ -262,20 +264,22 @@ class Pool:
         return write_error(turn.job, message, turn.ordered or Outcome.ERROR)
 
     def _replace(self) -> None:
-        if self._is_stopping():
-            return
-        try:
-            worker = self._spawn()
-            self._await_ready(worker)
-        except KolejkaError as error:
-            logger.warning("worker not replaced", extra={"reason": str(error)})
-            return
-        with self._change:
-            if not self._is_stopping():
-                self._idle.append(worker)
-                self._change.notify()
-                return
-        worker.end(1.0)
+        """Start a process in a dead one's place; again and again, since without it the pool is smaller for ever."""
+        while not self._is_stopping():
+            try:
+                worker = self._spawn()
+                self._await_ready(worker)
+            except KolejkaError as error:
+                logger.warning("worker not replaced", extra={"reason": str(error), "next_try_s": REPLACE_PAUSE_S})
+                with self._change:
+                    self._change.wait_for(self._is_stopping, REPLACE_PAUSE_S)
+                continue
+            with self._change:
+                if not self._is_stopping():
+                    self._idle.append(worker)
+                    self._change.notify()
+                    return
+            worker.end(1.0)
 
     def _is_stopping(self) -> bool:
         return self._stopping

@@ -21,6 +21,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from kolejka.common.limits import Limits
 from kolejka.common.result import Outcome, result_schema
 from kolejka.common.settings import LogSettings, WorkerSettings
 from kolejka.common.task import Task
+from kolejka.observer import access
 from kolejka.worker.job import Job
 from kolejka.worker.perform import Tools, attempt
 
@@ -107,6 +109,7 @@ def serve(channel: socket.socket) -> None:
         return
     tools = Tools(settings_of(first["settings"]), orders=line, started=lambda *names: line.send({"started": names}))
     warm(tools)
+    tools.connect = partial(access.connect, patience_s=access.PATIENCE_S)  # from now on there is a task to lose
     line.send({"ready": True})
     while (order := line.receive()) is not None:
         if "job" not in order:

@@ -364,6 +364,7 @@ def test_a_full_disk_under_the_blobs_is_said_and_the_server_goes_on(small_disk: 
         assert list((small_disk / "incoming").iterdir()) == []
         assert ala.ask("GET", f"/blobs/{kept}", status=200).data == b"kept" * 100_000
         assert ala.ask("GET", "/readyz", status=503).json["checks"]["disk"] == "failed"
+        assert f"/api/v1/blobs/{sha}" in server.log(), "the admin's log names what was not served"
         assert ala.upload(b"small"), "the room is free again"
     finally:
         server.stop()

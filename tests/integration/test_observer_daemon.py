@@ -378,6 +378,39 @@ def test_a_worker_goes_on_with_its_sessions_after_a_restart(observer, sleeper, s
     assert sessions.open(Limits()).close().processes_left == 0
 
 
+def test_a_session_that_was_asked_for_again_after_a_restart_does_not_stay_beside_its_double(
+    observer, sleeper, sessions_of
+):
+    process = sleeper()
+    sessions_of(observer).enclose(process.pid, Limits())  # as if nobody had heard the answer
+    observer.process.kill()
+    observer.process.wait()
+    observer.start()
+    again = sessions_of(observer).enclose(process.pid, Limits())
+    wait_until(lambda: observer.client.ping()["sessions"] == 1)
+    assert again.close().processes_left == 1
+
+
+def test_a_worker_waits_for_an_observer_that_died_and_not_for_ever(observer, sleeper, sessions_of, monkeypatch):
+    sessions, process = sessions_of(observer), sleeper()
+    session = sessions.enclose(process.pid, Limits())
+    observer.process.kill()
+    observer.process.wait()
+    reports = []
+    waiting = threading.Thread(target=lambda: reports.append(session.close()))
+    waiting.start()
+    with pytest.raises(Unavailable, match="no observer answers"):
+        connect(str(observer.door))  # a first word is not patient: the address may be wrong
+    observer.start()
+    waiting.join(30)
+    assert [report.processes_left for report in reports] == [1]
+    observer.process.kill()
+    observer.process.wait()
+    monkeypatch.setattr(access, "PATIENCE_S", 0.2)
+    with pytest.raises(Unavailable, match="does not answer"):
+        sessions.open(Limits())
+
+
 def test_the_workers_door_is_closed_to_strangers_and_answers_nonsense_in_words(observer):
     door = workers_door(observer.door)
     assert stat.S_IMODE(os.stat(door).st_mode) == 0o660

@@ -95,11 +95,15 @@ class Cluster:
 
     def _start(self, name: str, command: Sequence[str], more: Mapping[str, str] = {}) -> Program:
         program = Program(
-            name, [PROGRAMS / command[0], *command[1:]], self.folder / f"{name}.log",
+            name, [*self._before(name), PROGRAMS / command[0], *command[1:]], self.folder / f"{name}.log",
             {**self.environment, "KOLEJKA_LOG_LEVEL": self._log_level, **more},
         )  # fmt: skip
         self.programs[name] = program
         return program
+
+    def _before(self, name: str) -> list[str]:
+        """What a program's command begins with: whoever puts it into a world of its own."""
+        return []
 
     def _ready(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)

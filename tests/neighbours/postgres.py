@@ -128,6 +128,12 @@ class Postgres:
         name = url.rpartition("/")[2]
         return len(self.run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"))
 
+    @property
+    def pid(self) -> int:
+        """The postmaster."""
+        assert self._program is not None
+        return self._program.pid
+
     def kill(self) -> None:
         """SIGKILL all of it, as a machine that loses its power would."""
         assert self._program is not None

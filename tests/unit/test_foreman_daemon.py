@@ -803,7 +803,33 @@ def fill(path: Path) -> None:
             pass
 
 
-def test_a_disk_without_any_room_ends_a_task_with_the_reason_and_leaves_nothing(small_disk: Path) -> None:
+def test_a_node_whose_disk_is_full_takes_no_tasks_until_it_has_room(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("kolejka.foreman.daemon.ROOM_BYTES", 1 << 20)
+    world = World(small_disk / "data")
+    world.pool.instant = True
+    try:
+        world.start()
+        wait_until(lambda: len(world.server.claims) == 2, about="a request waits")
+        with pytest.raises(OSError, match="No space left"):
+            fill(small_disk / "ballast")
+        world.server.put(task("a"))  # into the answer of a request that waits
+        wait_until(lambda: "its disk is full" in caplog.text)
+        wait_until(lambda: world.server.released)
+        assert world.server.results == {}
+        (small_disk / "ballast").unlink()
+        assert world.results(1).popitem()[1].outcome is Outcome.OK
+        assert caplog.text.count("its disk is full") == 1
+        wait_until(world.nothing_left)
+    finally:
+        world.end()
+
+
+def test_a_disk_that_fills_up_under_a_task_ends_it_with_the_reason_and_leaves_nothing(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kolejka.foreman.daemon.ROOM_BYTES", 0)
     world = World(small_disk / "data")
     world.pool.instant = True
     try:

@@ -88,9 +88,11 @@ def _write(resp: falcon.asgi.Response, error: KolejkaError) -> None:
 
 
 async def _known(
-    _req: falcon.asgi.Request, resp: falcon.asgi.Response, error: KolejkaError, _params: dict[str, Any]
+    req: falcon.asgi.Request, resp: falcon.asgi.Response, error: KolejkaError, _params: dict[str, Any]
 ) -> None:
     _write(resp, error)
+    if resp.status == 503:  # a full disk or a database that is away: the caller tries again, an admin has to see it
+        logger.warning("request not served", extra={"method": req.method, "path": req.path, "reason": str(error)})
 
 
 async def _falcons(
