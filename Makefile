@@ -13,7 +13,7 @@ FAST_TESTS := tests/unit tests/architecture
 SLOW_TESTS := $(wildcard tests/conformance tests/integration tests/compat tests/e2e tests/faults tests/hostile tests/soak)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-v2 check bench bench-accuracy soak format docs setup packages clean
+.PHONY: help demo test test-v2 check bench bench-accuracy soak chaos format docs setup packages clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -38,6 +38,9 @@ bench-accuracy: setup ## measure the measurement: figures of results against gro
 
 soak: setup ## 10000 tasks of mixed fates, then count what they left behind
 	$(BIN)/python -m tests.soak
+
+chaos: setup ## break everything again and again while tasks run, on both engines (about ten minutes)
+	KOLEJKA_TEST_CHAOS=3 $(PYTEST) -v tests/faults/test_chaos_matrix.py
 
 bench: packages $(VENV)/installed-bench ## measure: cost of a task, latency, tasks per second, beside others (bench-results.json)
 	@tools/packages redis-server
@@ -65,7 +68,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 packages:
-	@tools/packages dockerd containerd runc podman busybox gcc docker-registry skopeo
+	@tools/packages dockerd containerd runc podman busybox gcc docker-registry skopeo ip tc nsenter
 
 $(VENV)/installed-%: pyproject.toml setup.py tools/virtualenv
 	@PYTHON='$(PYTHON)' tools/virtualenv $(VENV) $*

@@ -81,8 +81,8 @@ def patiently(ask: Callable[[], T], patience_s: float | None = None) -> T:
 def connect(socket: str = "", *, cgroup: str = "kolejka", patience_s: float = 0.0) -> Sessions:
     """Sessions through the observer at ``socket``; by default the usual one if it serves, else of our own.
 
-    Unavailable when a named socket does not answer for ``patience_s``. NodeError, with the cure, when nothing serves and this process
-    has no right to make control groups.
+    Unavailable when a named socket does not answer for ``patience_s``. NodeError, with the cure, when nothing serves
+    and this process has no right to make control groups.
     """
     usual = os.fspath(ObserverSettings().socket)
     path = socket or usual

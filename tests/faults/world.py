@@ -22,14 +22,12 @@ import psutil
 
 from kolejka.client import KolejkaClient
 from kolejka.common.files import hash_file
-from kolejka.common.settings import ClientSettings
 from tests.faults.load import KINDS, Expected, Load
 from tests.neighbours.clock import Clock
 from tests.neighbours.cluster import Cluster
 from tests.neighbours.disks import Disk
-from tests.neighbours.network import NODE, SERVER, Network
+from tests.neighbours.network import SERVER, Network
 from tests.neighbours.postgres import NOBODY, Postgres
-from tests.neighbours.processes import Program
 from tests.soak import census
 from tests.support import wait_until
 
@@ -301,8 +299,8 @@ class World(Cluster):
     def _left(self) -> list[str]:
         folder = self.folder
         found = census.take(
-            (), self.cgroup, range(FIRST_UID, FIRST_UID + 64), folder,
-            folder / "worker/work", folder / "foreman/running", folder / "foreman/spool", folder / "server/blobs/incoming",
+            (), self.cgroup, range(FIRST_UID, FIRST_UID + 64), folder, folder / "worker/work",
+            folder / "foreman/running", folder / "foreman/spool", folder / "server/blobs/incoming",
         ).left  # fmt: skip
         sessions = [path for path in census.entries(folder / "sessions") if not path.endswith("owner.json")]
         own = {str(disk.place) for disk in self._mounted}

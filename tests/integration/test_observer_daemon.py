@@ -409,6 +409,7 @@ def test_a_worker_waits_for_an_observer_that_died_and_not_for_ever(observer, sle
     monkeypatch.setattr(access, "PATIENCE_S", 0.2)
     with pytest.raises(Unavailable, match="does not answer"):
         sessions.open(Limits())
+    observer.start()
 
 
 def test_the_workers_door_is_closed_to_strangers_and_answers_nonsense_in_words(observer):

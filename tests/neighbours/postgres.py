@@ -37,7 +37,7 @@ class Postgres:
     """A server. ``start`` again after its death. It waits for the disk only when ``durable``."""
 
     def __init__(self, *, durable: bool = False) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="kolejka-pg-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"kolejka-test-pg-{os.getpid()}-"))
         self.folder.chmod(0o755)
         self.port = free_port()
         self._durable = durable
