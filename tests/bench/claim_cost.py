@@ -1,8 +1,8 @@
 """What a claim costs with few and with very many tasks waiting.
 
 ``python -m tests.bench.claim_cost [--tasks N]`` prints JSON: processor time of a claim of one task, on the embedded
-engine, with a thousand and with N tasks waiting (half of them impossible on the node, of two owners), and the ratio. The
-medians are of rounds that take turns between the two databases.
+engine, with a thousand and with N tasks waiting (half of them impossible on the node, of two owners), and the ratio.
+The medians are of rounds that take turns between the two databases.
 """
 
 from __future__ import annotations
