@@ -86,7 +86,15 @@ class Server(Protocol):
         """Ask for tasks."""  # fmt: skip
 
     def heartbeat(
-        self, node: str, *, leases: Iterable[int], capacity: Limits, total: Limits, tags: Iterable[str], state: str
+        self,
+        node: str,
+        *,
+        leases: Iterable[int],
+        capacity: Limits,
+        total: Limits,
+        tags: Iterable[str],
+        state: str,
+        timeout_s: float,
     ) -> Beat:
         """Say that the node lives."""
 
@@ -260,7 +268,7 @@ class Foreman:
         state = self.board.state
         answer = self._server.heartbeat(
             self.settings.name, leases=self.board.leases(), capacity=free.limits, total=self.board.offer.total,
-            tags=self._tags,
+            tags=self._tags, timeout_s=self.pulse.timeout_s,
             state=str(NodeState.DRAINING if state in {NodeState.HELD, NodeState.STOPPED} else state),
         )  # fmt: skip
         if answer.asked == DRAIN:

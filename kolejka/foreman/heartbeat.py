@@ -1,9 +1,11 @@
 """Saying that this node lives, and learning what became of its leases.
 
-Three beats fit into the time after which a silent node has lost its attempts. A beat names every lease in hand; the
-answer names those that were overtaken and those whose owner cancelled. Between beats that failed the pause is short,
-so a server that comes back is noticed soon. The pulse is *fresh* while the last good beat is younger than that time:
-a foreman that was frozen, or alone for long, is not, and sends no result before it has beaten again.
+Three beats fit into the time after which a silent node has lost its attempts, and none waits for its answer longer
+than for its turn: what a network lost for a while is sent again ever more rarely, a new beat at once. A beat names
+every lease in hand; the answer names those that were overtaken and those whose owner cancelled. Between beats that
+failed the pause is short, so a server that comes back is noticed soon. The pulse is *fresh* while the last good beat is
+younger than that time: a foreman that was frozen, or alone for long, is not, and sends no result before it has beaten
+again.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 5.0
+SHORTEST_TIMEOUT_S: Final = 5.0
+"""a busy server is not taken for a dead one before"""
 
 
 class Pulse:
@@ -41,6 +45,11 @@ class Pulse:
     def beats(self) -> int:
         """How many beats the server answered."""
         return self._beats
+
+    @property
+    def timeout_s(self) -> float:
+        """How long a beat waits for its answer."""
+        return max(SHORTEST_TIMEOUT_S, self._heartbeat_s / 3)
 
     @property
     def reachable(self) -> bool:

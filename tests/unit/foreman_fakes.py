@@ -192,14 +192,15 @@ class FakeServer:
         return found
 
     def heartbeat(
-        self, node: str, *, leases: Iterable[int], capacity: Limits, total: Limits, tags: Iterable[str], state: str
-    ) -> Beat:
+        self, node: str, *, leases: Iterable[int], capacity: Limits, total: Limits, tags: Iterable[str], state: str,
+        timeout_s: float,
+    ) -> Beat:  # fmt: skip
         with self.changed:
             self._check()
             if self.refuse_beat is not None:
                 raise self.refuse_beat
             held = list(leases)
-            self.beats.append({"leases": held, "state": state, "capacity": capacity})
+            self.beats.append({"leases": held, "state": state, "capacity": capacity, "timeout_s": timeout_s})
             self.changed.notify_all()
             return Beat(
                 frozenset(self.lost.intersection(held)), frozenset(self.cancelled.intersection(held)), self.heartbeat_s,

@@ -80,6 +80,20 @@ def test_a_heartbeat_says_its_leases_and_hears_which_are_lost(stub: Stub, node: 
     assert json.loads(stub.asked[-1].body)["state"] == "draining"
 
 
+def test_a_heartbeat_waits_no_longer_than_it_is_told_nor_than_any_request(
+    stub: Stub, node: NodeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub.fault("POST", "/heartbeats", status(200, {"lost": []}), times=3)
+    told: list[float] = []
+    send = node.transport.request
+    monkeypatch.setattr(
+        node.transport, "request", lambda *words, **more: (told.append(more["timeout"]), send(*words, **more))[1]
+    )
+    for timeout_s in (None, 7.0, node.settings.timeout + 1):
+        node.heartbeat("n1", leases=[], capacity={}, total={}, timeout_s=timeout_s)
+    assert told == [node.settings.timeout, 7.0, node.settings.timeout]
+
+
 def test_a_node_tells_its_instance_and_hears_what_is_asked(stub: Stub, node: NodeClient) -> None:
     node.instance = "a" * 32
     stub.fault("POST", "/heartbeats", status(200, {"lost": [], "asked": "drain"}))

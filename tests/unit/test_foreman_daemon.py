@@ -326,6 +326,15 @@ def test_the_heartbeat_follows_the_servers_clock(world: World) -> None:
     world.server.heartbeat_s = 0.03
     world.start()
     wait_until(lambda: len(world.server.beats) > 5)
+    assert world.server.beats[-1]["timeout_s"] == heartbeat.SHORTEST_TIMEOUT_S
+
+
+def test_a_beat_in_vain_leaves_time_for_others(world: World) -> None:
+    world.server.heartbeat_s = 45
+    foreman = world.start()
+    foreman.pulse.now()
+    wait_until(lambda: len(world.server.beats) > 1)
+    assert world.server.beats[-1]["timeout_s"] == 15
 
 
 # The server away, results refused.
