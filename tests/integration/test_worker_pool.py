@@ -185,7 +185,9 @@ def test_stop_kills_what_runs_and_refuses_what_comes(settings: WorkerSettings, t
 
 
 def test_a_job_survives_the_way_to_the_worker_and_back(tmp_path: Path) -> None:
-    full = Job(tmp_path, tmp_path / "r", tmp_path / "b", Limits.of(time="1s"), "sandbox", 3, (0, 1), {"name": "x"})
+    full = Job(
+        tmp_path, tmp_path / "r", tmp_path / "b", Limits.of(time="1s"), "sandbox", 3, (0, 1), ("GPU-1",), {"name": "x"}
+    )  # fmt: skip
     for one in (full, replace(full, task=Task(("true",), id="a", files={"f": File(content="x")}))):
         assert Job.parse(json.loads(json.dumps(one.to_json()))) == one
 

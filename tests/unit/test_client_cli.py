@@ -381,6 +381,11 @@ def test_an_interrupt_without_a_terminal_cancels_the_task_and_ends_with_130(stub
     assert [p.name for p in home.iterdir()] == ["t"]
 
 
+def is_asleep(pid: int) -> bool:
+    """Whether the first thread of a process waits for something."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 @pytest.mark.parametrize(("answer", "cancels"), [(b"n\n", 0), (b"\n", 1), (b"\x03", 1)])
 def test_an_interrupt_at_a_terminal_asks_once(stub: Stub, home: Path, answer: bytes, cancels: int) -> None:
     shown, keys = b"", pty.openpty()
@@ -411,6 +416,7 @@ def test_an_interrupt_at_a_terminal_asks_once(stub: Stub, home: Path, answer: by
         wait_until(lambda: b"waits: no node is connected" in shown, about="what a person is shown")
         os.write(controller, b"\x03")
         assert seen.wait(30), shown
+        wait_until(lambda: is_asleep(process.pid), about="it listens for the answer")  # a signal just before would wait
         os.write(controller, answer)
         assert process.wait(30) == 130
         reader.join(30)
