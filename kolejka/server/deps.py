@@ -100,5 +100,5 @@ def open_deps(settings: ServerSettings, *, clock: Clock = time.time, steady: Clo
     return Deps(
         settings, store, blobs, wakes, bridge, doorkeeper, Metrics(), Following(store, wakes, steady),
         Rates(settings.rate, steady), Hosts.parse(settings.callback_hosts), classes, clock=clock, steady=steady,
-        shared=SharedClock(steady, 2 * round_s(settings) + 1),
+        shared=SharedClock(steady, 3 * round_s(settings)),
     )  # fmt: skip
