@@ -131,8 +131,8 @@ def clock(world: World) -> None:
 
 
 CELLS = (
-    Cell("server", server, short=BOTH),
-    Cell("one server of two", one_server_of_two, (POSTGRES,), (POSTGRES,)),
+    Cell("server", server, short=(SQLITE,)),
+    Cell("one server of two", one_server_of_two, (POSTGRES,)),
     Cell("foreman", foreman, short=(SQLITE,)),
     Cell("workers", workers, short=(SQLITE,), excused=1),
     Cell("observer", observer, short=(SQLITE,)),
@@ -144,6 +144,6 @@ CELLS = (
     Cell("foreman frozen", foreman_frozen),
     Cell("blobs full", blobs_full, short=(SQLITE,)),
     Cell("spool full", spool_full, short=(SQLITE,), excused=1),
-    Cell("database full", database_full, short=BOTH),
+    Cell("database full", database_full, short=(POSTGRES,)),
     Cell("clock", clock, short=BOTH),
 )

@@ -38,6 +38,8 @@ FIRST_UID = 2_400_000
 DISK = 128 << 20
 """a server is not ready without 64 MiB for blobs"""
 FAILED = "the node failed"
+LATER = KINDS[:4]
+"""what is put when all is over, to see that it goes on"""
 _AT_NODE = frozenset({"foreman", "observer"})
 
 
@@ -154,7 +156,8 @@ class World(Cluster):
             database.close()
 
     def done(self) -> int:
-        """How many tasks have ended since the world began."""
+        """How many tasks have ended since the world began. AssertionError when a program died that nobody killed."""
+        self.check_alive()
         return int(self.ask("SELECT COUNT(*) FROM tasks WHERE state = 'done'")[0][0])
 
     def wait_done(self, more: int) -> None:
@@ -195,8 +198,8 @@ class World(Cluster):
         self.accepted += len(accepted)
         self.check_ends(accepted, excused)
         later = Load(self.admin)
-        later.put(len(KINDS))
-        self.accepted += len(KINDS)
+        later.put(len(LATER), LATER)
+        self.accepted += len(LATER)
         self.check_ends(later.accepted)
         self.check_nothing_left()
         self.check_alive()
@@ -240,6 +243,7 @@ class World(Cluster):
         assert self.ask("SELECT COUNT(*) FROM leases") == [(0,)]
 
     def _is_finished(self) -> bool:
+        self.check_alive()
         return self.ask("SELECT COUNT(*) FROM tasks WHERE state <> 'done'") == [(0,)]
 
     def _ends(self, accepted: list[Expected]) -> Iterator[tuple[str, str]]:
