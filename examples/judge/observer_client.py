@@ -103,18 +103,18 @@ class ObserverClient:
         with self._lock:
             reused = self._connection.sock is not None
             try:
-                status, data = self._exchange(method, path, body, headers)
-            except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
+                try:
+                    status, data = self._exchange(method, path, body, headers)
+                except (BrokenPipeError, ConnectionResetError):
+                    if not reused:
+                        raise
+                    # the observer had closed the idle connection, or was restarted
+                    self._connection.close()
+                    status, data = self._exchange(method, path, body, headers)
+            except BaseException as error:  # the connection may be in the middle of an exchange
                 self._connection.close()
-                if not reused:
-                    raise
-                # the observer had closed the idle connection, or was restarted
-                status, data = self._exchange(method, path, body, headers)
-            except http.client.HTTPException as error:
-                self._connection.close()
-                raise ObserverError("this is not an observer: %s" % error) from None
-            except BaseException:
-                self._connection.close()
+                if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError):
+                    raise ObserverError("this is not an observer: %s" % error) from None
                 raise
         try:
             answer = json.loads(data.decode("utf-8")) if data else {}
