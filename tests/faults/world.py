@@ -10,6 +10,7 @@ processes of the Kolejka server share it. The tests stand at the server's end.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -56,7 +57,6 @@ class World(Cluster):
             "KOLEJKA_SERVER_ATTEMPTS": "1000",
             "KOLEJKA_SERVER_RATE": "0",
             "KOLEJKA_WORKER_FIRST_UID": str(FIRST_UID),
-            "KOLEJKA_OBSERVER_REMEMBER": "10s",
             "KOLEJKA_LOG_FORMAT": "json",
             "NO_PROXY": "*",
             **self.clock.environment,
@@ -295,9 +295,14 @@ class World(Cluster):
 
     def check_nothing_left(self) -> None:
         """No session, process, mount or folder of a task is on the node, and no upload at the server."""
+        left: list[str] = []
+
+        def is_empty() -> bool:
+            left[:] = self._left()
+            return not left
+
         with suppress(AssertionError):  # what is still there is the answer
-            wait_until(lambda: not self._left())
-        left = self._left()
+            wait_until(is_empty)
         assert not left, "\n".join(left)
 
     def _left(self) -> list[str]:
@@ -306,9 +311,17 @@ class World(Cluster):
             (), self.cgroup, range(FIRST_UID, FIRST_UID + 64), folder, folder / "worker/work",
             folder / "foreman/running", folder / "foreman/spool", folder / "server/blobs/incoming",
         ).left  # fmt: skip
-        sessions = [path for path in census.entries(folder / "sessions") if not path.endswith("owner.json")]
+        sessions = [path for path in census.entries(folder / "sessions") if _is_open(Path(path))]
         own = {str(disk.place) for disk in self._mounted}
         lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
         places = {line.split()[4] for line in lines}
         mounts = [f"mount {place}" for place in places - own if place.startswith(f"{folder}/")]
         return [*found, *sessions, *mounts]
+
+
+def _is_open(state: Path) -> bool:
+    """Whether the observer's file is that of a session, and not of one whose figures it remembers."""
+    try:
+        return state.name != "owner.json" and "closed" not in json.loads(state.read_text(encoding="utf-8"))
+    except FileNotFoundError:  # forgotten while we looked
+        return False
