@@ -35,7 +35,8 @@ from tests.support import wait_until
 HEARTBEAT_S = 4
 """short enough to wait for leases that run out, long enough for a restart on a busy machine to lose few"""
 PATIENCE_S = 120.0
-FIRST_UID = 2_400_000
+FIRST_UID = 10_000_000 + os.getpid() % 100_000 * 64
+"""of this session's own, so that what others run on this machine is not taken for ours"""
 DISK = 128 << 20
 """a server is not ready without 64 MiB for blobs"""
 FAILED = "the node failed"
