@@ -11,6 +11,7 @@ processes of the Kolejka server share it. The tests stand at the server's end.
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
