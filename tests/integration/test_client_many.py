@@ -169,3 +169,47 @@ def test_execute_that_is_told_to_end_cancels_its_task(
     assert "is cancelled" in running.stderr.read()
     (task,) = ala.tasks(name=f"ends by {status}")
     assert (task["state"], task["outcome"]) == ("done", "cancelled")
+
+
+def test_a_queue_from_its_making_to_its_end(kolejka: Any, tmp_path: Path) -> None:
+    made = json.loads(kolejka(
+        "queue", "create", "exam", "--member", "ala", "--ceiling", "time=1min", "--running", "8", "--retention", "30d",
+        "--json", admin=True,
+    ))  # fmt: skip
+    assert made == json.loads(kolejka("queue", "show", "exam", "--json"))
+    assert (made["state"], made["members"], made["ceilings"], made["running"]) == ("open", ["ala"], {"time": 60.0}, 8)
+    assert "exam" in kolejka("queue", "list", "-q").split()
+    folder = make(tmp_path / "t", queue="exam", limits={"time": "1h"})
+    (task_id,) = kolejka("task", "put", folder, "-q").split()
+    assert json.loads(kolejka("task", "show", task_id, "--json"))["spec"]["limits"]["time"] == 60.0
+    kolejka("queue", "pause", "exam", admin=True)
+    assert "paused" in kolejka("task", "why", task_id)
+    kolejka("queue", "drain", "exam", admin=True)
+    assert "exam" in kolejka("task", "put", folder, status=2)
+    kolejka("queue", "resume", "exam", admin=True)
+    changed = json.loads(
+        kolejka("queue", "change", "exam", "--member", "none", "--running", "none", "--json", admin=True)
+    )
+    assert (changed["members"], changed["running"], changed["retention_s"]) == ([], None, 30 * 86400.0)
+    assert "exam" in kolejka("queue", "delete", "exam", admin=True, status=2), "a task waits in it"
+    kolejka("task", "cancel", task_id)
+    kolejka("queue", "delete", "exam", admin=True)
+    assert "exam" in kolejka("queue", "show", "exam", status=2)
+
+
+def test_only_an_admin_makes_queues(kolejka: Any) -> None:
+    said = kolejka("queue", "create", "mine", status=2)
+    assert said.count("\n") == 1
+    assert "mine" not in kolejka("queue", "list", "-q").split()
+
+
+def test_a_blob_is_listed_with_its_uses_and_forgotten(kolejka: Any, tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"blob of a command")
+    reference = kolejka("blob", "put", tmp_path / "data").split()[0]
+    make(tmp_path / "t", files={"data": {"reference": reference}})
+    kolejka("task", "put", tmp_path / "t")
+    (listed,) = [one for one in json.loads(kolejka("blob", "list", "--json")) if one["sha256"] == reference]
+    assert (listed["size"], listed["references"]) == (17, 1)
+    kolejka("blob", "delete", reference)
+    assert reference not in kolejka("blob", "list", "-q").split()
+    assert reference in kolejka("blob", "delete", reference, status=2)
