@@ -249,11 +249,15 @@ def show(data: dict[str, Any]) -> None:
     say(f"\nput → result, idle       {latency['median_ms']:>7.2f} ms {latency['p90_ms']:>7.2f} ms")
     say(f"puts per second          {cluster['puts per second']:>7.1f}")
     say(f"tasks per second         {cluster['tasks per second, end to end']:>7.1f}   ({cluster['tasks']} tasks)")
-    ours = data["server"]["lifecycles_per_s"]
-    say(f"\n{'no-op tasks per second':40} {'':>9} {'x ours':>8}")
-    say(f"{'kolejka-server, put, claim and result':40} {ours:>9.1f} {1:>8.2f}")
-    for name, figure in data["peers"].items():
-        say(f"{name:40} {figure:>9.1f} {figure / ours:>8.2f}")
+    lifecycles = {
+        f"kolejka-server, {way.replace('_', ', ')}": entry["lifecycles_per_s"]
+        for way, entry in data["server"].items()
+        if isinstance(entry, dict)
+    }
+    unit = next(iter(lifecycles.values()))
+    say(f"\n{'no-op tasks per second':40} {'':>9} {'x first':>8}")
+    for name, figure in {**lifecycles, **data["peers"]}.items():
+        say(f"{name:40} {figure:>9.1f} {figure / unit:>8.2f}")
     beats = data["heartbeats"]
     say(f"\nheartbeats of {beats['nodes']} nodes take {beats['part_of_one_cpu']} of one processor")
 
