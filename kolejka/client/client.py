@@ -366,6 +366,26 @@ class KolejkaClient(ServerClient):
         """One node."""
         return self.transport.request("GET", f"/nodes/{quoted(name)}").object()
 
+    def enrolments(self) -> list[dict[str, Any]]:
+        """The machines that ask to be let in as nodes (for admins and inspectors)."""
+        return self._list("/enrolments", "enrolments")
+
+    def approve_node(self, name: str, fingerprint: str | None = None) -> dict[str, Any]:
+        """Let the machine in that asks under this name (for admins): it gets a token of its own.
+
+        NotFound when none asks, Conflict when it takes the ``fingerprint`` to tell which one is meant.
+        """
+        which = {} if fingerprint is None else {"fingerprint": fingerprint}
+        return self.transport.request("POST", f"/enrolments/{quoted(name)}/approve", json=which).object()
+
+    def refuse_node(self, name: str, fingerprint: str | None = None) -> list[dict[str, Any]]:
+        """Refuse the machines that ask under this name, or the one with the ``fingerprint`` (for admins)."""
+        which = {} if fingerprint is None else {"fingerprint": fingerprint}
+        found: list[dict[str, Any]] = self.transport.request(
+            "POST", f"/enrolments/{quoted(name)}/refuse", json=which
+        ).json()
+        return found
+
     def drain_node(self, name: str) -> dict[str, Any]:
         """Ask a node to take no more tasks (for admins); the node."""
         return self.transport.request("POST", f"/nodes/{quoted(name)}/drain").object()

@@ -180,6 +180,8 @@ class Transport:
         self.patience_s = patience_s
         self.direct = direct
         """whether blobs may travel by addresses of a blob store that the server names"""
+        self.cure = f"run `kolejka login --server {self.server}`"
+        """what gives a better token"""
         self.met = False
         """whether this server has ever answered"""
         self._session: requests.Session | None = None
@@ -307,11 +309,10 @@ class Transport:
 
     def _stranger(self) -> NotAllowed:
         """The server does not know the token: which token, and what gives a better one."""
-        cure = f"run `kolejka login --server {self.server}`"
         if self._token is None:
-            return NotAllowed(f"no token for {self.server}; {cure}", code="unauthorized")
+            return NotAllowed(f"no token for {self.server}; {self.cure}", code="unauthorized")
         whose = f"the token from {self._token_source}" if self._token_source else "this token"
-        return NotAllowed(f"{self.server} does not accept {whose}; {cure}", code="unauthorized")
+        return NotAllowed(f"{self.server} does not accept {whose}; {self.cure}", code="unauthorized")
 
     def _send(
         self,

@@ -343,6 +343,9 @@ class ServerSettings(Section, section="server"):
         200, "calls a second that a user's client and inspector tokens may make, on average; 0 = any number",
         kind="count",
     )  # fmt: skip
+    enrolments: int = setting(
+        200, "machines without a token that may wait to be let in as nodes; 0 = none may ask", kind="count"
+    )
     keep_events: float = setting(86400.0, "how long those who follow events may be away", kind="time")
     callback_hosts: tuple[str, ...] = setting(
         (),
@@ -409,6 +412,7 @@ class ForemanSettings(Section, section="foreman"):
     queues: tuple[str, ...] = setting((), "queues to take tasks from; none = all", kind="words")
     capacity: Limits = setting(Limits, "what to offer, where that is not the whole machine", kind="limits")
     ceilings: Limits = setting(Limits, "limits no task on this node can exceed", kind="limits")
+    enrol: bool = setting(False, "ask the server to be let in where there is no token; an admin approves", kind="flag")
     slots: int = setting(0, "tasks to run at one time; 0 = as many as the CPUs allow", kind="count")
     data: Path = setting(_data_home("foreman"), "folder of the spool and of running tasks", kind="path")
     cache: int = setting(10 << 30, "size of the node's cache of input files", kind="size")

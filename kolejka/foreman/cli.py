@@ -22,6 +22,7 @@ import click
 from kolejka.cli.options import main, refuse_options_before, settings_options
 from kolejka.common import systemd
 from kolejka.common.settings import ClientSettings, ForemanSettings, WorkerSettings
+from kolejka.foreman import enrol
 from kolejka.foreman.daemon import Foreman
 from kolejka.foreman.leftovers import instance, locked
 
@@ -63,12 +64,43 @@ def doctor(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSetti
 def serve(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSettings) -> None:
     """Be the foreman of this machine until told to end. InputError, NodeError or NotAllowed when it cannot start."""
     with locked(foreman.data), _signals() as (reader, writer):
+        if enrol.is_enrolled(foreman, client):
+            if not _let_in(foreman, client, reader):
+                return
+            client = enrol.with_token(foreman, client)
         daemon = build(foreman, worker, client)
         daemon.start()
         systemd.notify("READY=1", f"STATUS={daemon.status()}")
         threading.Thread(target=_tell_end, args=(daemon, writer), name="tell-end", daemon=True).start()
         _watch(daemon, reader)
         daemon.wait_finished()
+
+
+def _let_in(foreman: ForemanSettings, client: ClientSettings, reader: int) -> bool:
+    """Have a token, if need be by asking for it; False when a signal ended the asking."""
+    from kolejka.client.enrolment import Door
+
+    if enrol.token_file(foreman).exists():
+        return True
+    door = Door(client)
+    poll = select.poll()
+    poll.register(reader, select.POLLIN)
+
+    def pause(seconds: float) -> bool:
+        turn_s = min(systemd.watchdog_s() or STATUS_S, STATUS_S)
+        while seconds > 0:
+            systemd.notify("WATCHDOG=1")
+            if poll.poll(min(seconds, turn_s) * 1000):
+                systemd.notify("STOPPING=1")
+                return False
+            seconds -= turn_s
+        return True
+
+    try:
+        # For the service manager it is ready: it will wait for an admin, who may come tomorrow.
+        return enrol.let_in(foreman, door, pause, lambda words: systemd.notify("READY=1", f"STATUS={words}"))
+    finally:
+        door.close()
 
 
 def build(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSettings) -> Foreman:
@@ -82,6 +114,8 @@ def build(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSettin
 
     server = NodeClient(dataclasses.replace(client, patience=min(client.patience, PATIENCE_S)))
     server.instance = instance(foreman.data)
+    if client.token_file == str(enrol.token_file(foreman)):
+        server.transport.cure = enrol.revoked(foreman)
     machine = detect(worker.data, usable_gpus(worker))
     offered = offer(machine, foreman.capacity, foreman.slots)
     working = working_runtimes(worker)

@@ -13,7 +13,7 @@ import falcon.asgi
 from kolejka.common.result import Result, result_schema
 from kolejka.common.states import TaskState
 from kolejka.common.task import Task, task_schema
-from kolejka.server.api import access, blobs, errors, events, health, nodes, openapi, queues, tasks
+from kolejka.server.api import access, blobs, enrolments, errors, events, health, nodes, openapi, queues, tasks
 from kolejka.server.api.routes import LEAVING, PREFIX, Answer, Body, Call, Query, Route, responder
 from kolejka.server.auth.roles import ADMINS, BLOB_WRITERS, EVERYBODY, NODES, OWNERS, READERS, WATCHERS
 from kolejka.server.deps import Deps
@@ -54,6 +54,9 @@ _RESULTS: Final = Body(lambda: nodes.RESULTS, nodes.parse_results)
 _CLAIM: Final = Body(lambda: nodes.CLAIM)
 _HEARTBEAT: Final = Body(lambda: nodes.HEARTBEAT)
 _RELEASE: Final = Body(lambda: nodes.RELEASE)
+_ENROLMENT: Final = Body(lambda: enrolments.ASK, most=enrolments.MOST_BYTES)
+_SECRET: Final = Body(lambda: enrolments.FETCH, most=enrolments.MOST_BYTES)
+_WHICH: Final = Body(lambda: enrolments.WHICH)
 _QUEUE: Final = Body(lambda: POLICY_SCHEMA)
 _USER: Final = Body(lambda: access.USER)
 _TOKEN: Final = Body(lambda: access.TOKEN)
@@ -107,6 +110,11 @@ ROUTES: Final = (
     Route("GET", PREFIX + "/nodes/{name}", nodes.show_node, READERS),
     Route("POST", PREFIX + "/nodes/{name}/drain", nodes.drain_node, ADMINS),
     Route("POST", PREFIX + "/nodes/{name}/resume", nodes.resume_node, ADMINS),
+    Route("GET", PREFIX + "/enrolments", enrolments.list_enrolments, WATCHERS),
+    Route("POST", PREFIX + "/enrolments", enrolments.ask_in, None, body=_ENROLMENT, status=(202,)),
+    Route("POST", PREFIX + "/enrolments/token", enrolments.fetch_token, None, body=_SECRET, status=(200, 202)),
+    Route("POST", PREFIX + "/enrolments/{name}/approve", enrolments.approve, ADMINS, body=_WHICH),
+    Route("POST", PREFIX + "/enrolments/{name}/refuse", enrolments.refuse, ADMINS, body=_WHICH),
     Route("GET", PREFIX + "/audit", access.list_audit, WATCHERS, _PAGE),
     Route("GET", PREFIX + "/users", access.list_users, ADMINS),
     Route("POST", PREFIX + "/users", access.add_user, ADMINS, body=_USER, status=(201,)),

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from kolejka.common.settings import ServerSettings
 from kolejka.server.auth.tokens import Doorkeeper
@@ -22,6 +23,8 @@ from kolejka.server.storage.database import Database
 from kolejka.server.wakes import Wakes
 
 Clock = Callable[[], float]
+STRANGERS_PER_S: Final = 10.0
+"""calls a second of machines without a token, from one address"""
 
 
 class Bridge:
@@ -64,6 +67,8 @@ class Deps:
     following: Following
     rates: Rates
     hosts: Hosts
+    strangers: Rates
+    """counts those who have no token, by their address"""
     classes: Classes = field(default_factory=Classes)
     clock: Clock = time.time
     steady: Clock = time.monotonic
@@ -99,6 +104,7 @@ def open_deps(settings: ServerSettings, *, clock: Clock = time.time, steady: Clo
     wakes.access_changed = doorkeeper.forget
     return Deps(
         settings, store, blobs, wakes, bridge, doorkeeper, Metrics(), Following(store, wakes, steady),
-        Rates(settings.rate, steady), Hosts.parse(settings.callback_hosts), classes, clock=clock, steady=steady,
+        Rates(settings.rate, steady), Hosts.parse(settings.callback_hosts), Rates(STRANGERS_PER_S, steady), classes,
+        clock=clock, steady=steady,
         shared=SharedClock(steady, 3 * round_s(settings)),
     )  # fmt: skip

@@ -93,6 +93,10 @@ class Cluster:
             token_file.write_text(token + "\n", encoding="ascii")
         self._start("foreman", ["kolejka-foreman"], {"KOLEJKA_CLIENT_TOKEN_FILE": str(token_file)})
 
+    def start_foreman_without_token(self) -> Program:
+        """Start a foreman that has to ask to be let in."""
+        return self._start("foreman", ["kolejka-foreman"])
+
     def _start(self, name: str, command: Sequence[str], more: Mapping[str, str] = {}) -> Program:
         program = Program(
             name, [*self._before(name), PROGRAMS / command[0], *command[1:]], self.folder / f"{name}.log",

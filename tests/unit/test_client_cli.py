@@ -240,6 +240,42 @@ def test_every_listing_speaks_json(stub: Stub, kolejka: Any) -> None:
     assert "memory=1.0 GiB cpus=2" in kolejka("node", "list").out
 
 
+def test_machines_that_wait_to_be_let_in_stand_among_the_nodes_with_what_to_do(stub: Stub, kolejka: Any) -> None:
+    stub.nodes = [{"name": "n1", "state": "active"}]
+    asking = [
+        {"name": name, "fingerprint": shown, "state": state, "asked_at": None, "seen_at": "2026-01-01T12:00:00.000Z"}
+        for name, shown, state in (
+            ("lathe", "AAAA", "waiting"), ("mill", "BBBB", "waiting"), ("mill", "CCCC", "waiting"),
+            ("saw", "DDDD", "refused"), ("drill", "EEEE", "approved"),
+        )
+    ]  # fmt: skip
+    stub.fault("GET", "/enrolments", status(200, asking), times=9)
+    lines = kolejka("node", "list").out.splitlines()
+    assert "let it in: kolejka node approve lathe" in lines[2]
+    assert "AAAA" in lines[2]
+    assert lines[3].endswith("kolejka node approve mill --fingerprint BBBB")
+    assert lines[4].endswith("kolejka node approve mill --fingerprint CCCC")
+    assert "approved" in lines[5]
+    assert len(lines) == 6
+    shown = json.loads(kolejka("node", "list", "--json").out)
+    assert [(node["name"], node["state"]) for node in shown[:2]] == [("n1", "active"), ("lathe", "unapproved")]
+    assert shown[1]["fingerprint"] == "AAAA"
+    stub.faults.clear()
+    stub.fault("GET", "/enrolments", status(403, {"error": {"code": "forbidden", "message": "no", "field": None}}))
+    assert kolejka("node", "list", "-q").out == "n1\n", "a user who only puts tasks sees the nodes"
+
+
+def test_machines_are_let_in_and_refused(stub: Stub, kolejka: Any) -> None:
+    one = {"name": "lathe", "fingerprint": "AAAA", "state": "approved", "seen_at": None}
+    stub.fault("POST", "/enrolments/lathe/approve", status(200, one), times=2)
+    stub.fault("POST", "/enrolments/lathe/refuse", status(200, [{**one, "state": "refused"}]))
+    assert "AAAA" in kolejka("node", "approve", "lathe").out
+    assert json.loads(stub.asked[-1].body) == {}
+    assert json.loads(kolejka("node", "approve", "lathe", "--fingerprint", "AAAA", "--json").out)[0] == one
+    assert json.loads(stub.asked[-1].body) == {"fingerprint": "AAAA"}
+    assert kolejka("node", "refuse", "lathe", "-q").out == "AAAA\n"
+
+
 def test_a_table_on_a_terminal_is_drawn_without_foreign_markup(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     Output().listing([{"name": "[red]x[/red]\x1b[2J"}], [("NAME", lambda item: item["name"])], key="name")

@@ -1,35 +1,71 @@
-"""``node``: list, show, drain, resume."""
+"""``node``: list, show, approve, refuse, drain, resume."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any, Final
 
 import click
 
 from kolejka.client.cli.connection import connected
 from kolejka.client.cli.output import Output, field, limits_in_words, moment, printed
 from kolejka.client.client import KolejkaClient
+from kolejka.common.enrolment import approval
+from kolejka.common.errors import NotAllowed, NotFound
 
+UNAPPROVED: Final = "unapproved"
 COLUMNS = (
     ("NAME", field("name")),
     ("STATE", field("state")),
     ("RUNNING", field("busy")),
     ("FREE", lambda node: limits_in_words(node.get("capacity") or {})),
     ("SEEN", moment("last_seen")),
+    ("REMARK", field("remark")),
 )
+ENROLMENT_COLUMNS = (
+    ("NAME", field("name")), ("FINGERPRINT", field("fingerprint")), ("STATE", field("state")),
+    ("SEEN", moment("seen_at")),
+)  # fmt: skip
+FINGERPRINT = click.option("--fingerprint", metavar="F", help="the machine with this fingerprint on its screen")
+
+
+def unapproved(client: KolejkaClient) -> list[dict[str, Any]]:
+    """The machines that wait to be let in, as rows beside the nodes; none for who may not see them."""
+    try:
+        found = [one for one in client.enrolments() if one.get("state") != "refused"]
+    except (NotAllowed, NotFound):  # a user who only puts tasks, or a server of before
+        return []
+    asking = Counter(one.get("name") for one in found if one.get("state") == "waiting")
+    return [_row(one, alone=asking[one.get("name")] == 1) for one in found]
+
+
+def _row(one: dict[str, Any], *, alone: bool) -> dict[str, Any]:
+    name, shown = str(one.get("name")), str(one.get("fingerprint"))
+    remark = f"fingerprint {shown}; let it in: {approval(name, '' if alone else shown)}"
+    if one.get("state") == "approved":
+        remark = f"fingerprint {shown}; approved, it fetches its token"
+    return {
+        "name": name, "state": UNAPPROVED, "tags": [], "total": {}, "capacity": {}, "first_seen": one.get("asked_at"),
+        "last_seen": one.get("seen_at"), "asked": None, "busy": 0, "running": [], "fingerprint": shown,
+        "remark": remark,
+    }  # fmt: skip
 
 
 @click.group()
 def node() -> None:
-    """See the nodes that run tasks, and let them rest."""
+    """See the nodes that run tasks, let them in, let them rest."""
 
 
 @node.command("list")
 @printed
 @connected
 def list_nodes(client: KolejkaClient, output: Output) -> None:
-    """List the nodes: their state, how many tasks they run, what they have free."""
-    output.listing(client.nodes(), COLUMNS, key="name")
+    """List the nodes: their state, how many tasks they run, what they have free.
+
+    Machines that ask to be let in are shown (to admins and inspectors) with their fingerprint and what to do.
+    """
+    output.listing([*client.nodes(), *unapproved(client)], COLUMNS, key="name")
 
 
 @node.command("show")
@@ -39,6 +75,30 @@ def list_nodes(client: KolejkaClient, output: Output) -> None:
 def show(client: KolejkaClient, name: str, output: Output) -> None:
     """Show a node: its tags, its capacity, the tasks it runs."""
     output.thing(client.node(name), key="name")
+
+
+@node.command("approve")
+@click.argument("name")
+@FINGERPRINT
+@printed
+@connected
+def approve(client: KolejkaClient, name: str, *, fingerprint: str | None, output: Output) -> None:
+    """Let a machine in that asks to be a node (for admins). It gets a token of its own.
+
+    Compare the fingerprint with the one on the machine's screen first. It must be given where several machines ask
+    under the name, or a node of the name is at work.
+    """
+    output.listing([client.approve_node(name, fingerprint)], ENROLMENT_COLUMNS, key="name")
+
+
+@node.command("refuse")
+@click.argument("name")
+@FINGERPRINT
+@printed
+@connected
+def refuse(client: KolejkaClient, name: str, *, fingerprint: str | None, output: Output) -> None:
+    """Refuse all machines that ask under a name, or the one with the fingerprint (for admins)."""
+    output.listing(client.refuse_node(name, fingerprint), ENROLMENT_COLUMNS, key="fingerprint")
 
 
 @node.command("drain")

@@ -43,6 +43,11 @@ _NODE: Final = _has(
 _SCOPE: Final = {"type": ["object", "null"]}
 _MOVED: Final = _has({"task_id": _TEXT, "state": _TEXT})
 
+_ENROLMENT: Final = _has(
+    {"name": _TEXT, "fingerprint": _TEXT, "state": {"enum": ["waiting", "approved", "refused"]}, "asked_at": _MOMENT,
+     "seen_at": _MOMENT}
+)  # fmt: skip
+
 ANSWERS: Final[Mapping[str, Schema]] = {
     "healthz": _has({"status": _TEXT}),
     "readyz": _has({"status": _TEXT, "checks": _OBJECT}),
@@ -64,6 +69,11 @@ ANSWERS: Final[Mapping[str, Schema]] = {
     "show_node": _NODE,
     "drain_node": _NODE,
     "resume_node": _NODE,
+    "ask_in": _has({"fingerprint": _TEXT}),
+    "fetch_token": _has({"name": _TEXT, "token": _TEXT}),
+    "list_enrolments": _list(_ENROLMENT),
+    "approve": _ENROLMENT,
+    "refuse": _list(_ENROLMENT),
     "list_audit": _has({
         "acts": _list(_has({"id": _NUMBER, "at": _MOMENT, "user": _TEXT, "token": _NUMBER, "act": _TEXT,
                             "target": _TEXT, "detail": _OBJECT})),

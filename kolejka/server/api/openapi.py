@@ -84,6 +84,7 @@ def _response(route: Route, status: int) -> dict[str, Any]:
     }
     response: dict[str, Any] = {"description": meanings[status]}
     if status != 204 and route.method != "HEAD":
-        answer = ANSWERS.get(route.handler.__name__) if status != 202 else None
+        later = status == 202 and len(route.status) > 1
+        answer = None if later else ANSWERS.get(route.handler.__name__)
         response["content"] = {route.gives: {"schema": answer} if answer is not None else {}}
     return response

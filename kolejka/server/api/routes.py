@@ -100,6 +100,8 @@ class Body:
     parse: Callable[[Any], Any] | None = None
     bulk: bool = False
     """large: it may have the setting max_bulk's size, and is read beside the event loop"""
+    most: int | None = None
+    """its size in bytes at most, where that is less than the setting max_body"""
 
     def read(self, data: Any) -> Any:
         """The body's value. InputError names the field."""
@@ -233,7 +235,8 @@ def responder(route: Route, deps: Deps) -> Callable[..., Awaitable[None]]:
             raw = await read_raw(req, deps.settings.max_bulk)
             body = await asyncio.to_thread(lambda: route.body.read(decode(raw)))  # type: ignore[union-attr] # seen above
         elif route.body is not None:
-            body = route.body.read(decode(await read_raw(req, deps.settings.max_body)))
+            most = deps.settings.max_body
+            body = route.body.read(decode(await read_raw(req, min(most, route.body.most or most))))
         elif route.takes is None and req.content_length:
             raise InputError("this call takes no body")
         answer = await route.handler(deps, Call(req, path, query, body, caller, again))

@@ -38,7 +38,7 @@ WORDS: Final = "kolejka-backup.json"
 FORM: Final = 1
 APART: Final = 1 << 32
 """how far behind a backup's last lease the next one is: more than any server gives before it is restored"""
-_NOT_KEPT: Final = frozenset({"schema_migration", "writers"})
+_NOT_KEPT: Final = frozenset({"schema_migration", "writers", "node_logs"})
 _INCOMING: Final = "incoming"
 _BLOCK: Final = 1 << 20
 _CHUNK: Final = 500

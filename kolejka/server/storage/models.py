@@ -157,7 +157,9 @@ class Nodes(Table):
     """The machines. A name belongs to the user that claimed under it first.
 
     ``instance`` tells two foremen of one name apart; ``asked`` is what an admin wants of the node: drain, or nothing;
-    ``claim`` is the number of its newest claim.
+    ``claim`` is the number of its newest claim. ``boot`` is the kernel's id of this boot, ``image`` the version of the
+    node image, ``reboot`` how an admin wants it to boot anew (cleared by another ``boot``), ``log_number`` the row of
+    ``node_logs`` that it has not been told of yet.
     """
 
     name = p.TextField(primary_key=True)
@@ -171,6 +173,42 @@ class Nodes(Table):
     instance = p.TextField(null=True)
     asked = p.TextField(null=True)
     claim = p.BigIntegerField(default=0)
+    boot = p.TextField(null=True)
+    image = p.TextField(null=True)
+    reboot = p.TextField(null=True)
+    log_number = p.BigIntegerField(null=True)
+    log_lines = p.IntegerField(null=True)
+
+
+class NodeWords(Table):
+    """What each node says of itself at length, as JSON: written when it changes, so that heartbeats stay narrow."""
+
+    node = p.TextField(primary_key=True)
+    words = p.TextField()
+
+
+class NodeLogs(Table):
+    """Lines of logs that admins asked nodes for; each is gone when its admin has read it. ``number`` is random."""
+
+    number = p.BigIntegerField(primary_key=True)
+    node = p.TextField()
+    asked_at = p.FloatField()
+    log = p.TextField(null=True)
+
+
+class Enrolments(Table):
+    """Machines without a token that ask to be let in: the SHA-256 of the secret that each keeps.
+
+    ``state`` is waiting, approved, refused or told; ``token_id`` is the token that a machine was told at ``told_at``.
+    """
+
+    hash = p.TextField(primary_key=True)
+    name = p.TextField()
+    state = p.TextField()
+    asked_at = p.FloatField()
+    seen_at = p.FloatField()
+    token_id = p.IntegerField(null=True)
+    told_at = p.FloatField(null=True)
 
 
 class Clock(Table):
@@ -320,4 +358,5 @@ class CallbackSecrets(Table):
 TABLES: tuple[Any, ...] = (
     Clock, Users, Tokens, Queues, Signatures, Tasks, Specs, Labels, Results, Attempts, Leases, Nodes, Blobs, Grants,
     BlobReferences, Accounting, OwnerUsage, Reservations, Events, Audit, Callbacks, CallbackSecrets, Removals, Chores,
+    NodeWords, NodeLogs, Enrolments,
 )  # fmt: skip
