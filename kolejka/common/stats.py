@@ -6,6 +6,7 @@ A figure that this kernel cannot give is absent (``None`` here, no key in JSON);
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -25,7 +26,7 @@ class _Figures:
         """
         if not isinstance(data, Mapping):
             raise InputError("this should be an object of figures")
-        known = {f.name: f for f in dataclasses.fields(cls)}
+        known = _declared(cls)  # type: ignore[arg-type] # mypy asks the instances whether classes can be hashed
         values: dict[str, Any] = {}
         for name, value in data.items():
             if name in known and value is not None:
@@ -42,19 +43,25 @@ class _Figures:
     def to_json(self) -> dict[str, Any]:
         """To JSON, absent figures left out; a group without any figure is left out as well."""
         data: dict[str, Any] = {}
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
+        for name in _declared(type(self)):  # type: ignore[arg-type] # the same
+            value = getattr(self, name)
             if isinstance(value, _Figures):
                 value = value.to_json() or None
             elif isinstance(value, Mapping):
                 value = {key: figures.to_json() for key, figures in value.items()} or None
             if value is not None:
-                data[f.name] = value
+                data[name] = value
         return data
 
     def replace(self, **values: Any) -> Self:
         """A copy with some figures set."""
         return dataclasses.replace(self, **values)
+
+
+@functools.cache
+def _declared(cls: type[_Figures]) -> dict[str, dataclasses.Field[Any]]:
+    """A group's figures by name."""
+    return {f.name: f for f in dataclasses.fields(cls)}
 
 
 def _number(value: object) -> int | float:

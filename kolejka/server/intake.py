@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -71,43 +72,73 @@ def consider(task: Task, *, defaults: Limits, ceilings: Limits, hosts: Hosts | N
     return Intake(shaped, Signature.of(shaped), references, task, defaults, ceilings)
 
 
+class Door:
+    """Tasks that one caller puts in one transaction. ``admit`` each, then ``close``.
+
+    What it has to know of the database it asks once, not for each task.
+    """
+
+    def __init__(
+        self, db: Connection, intakes: Collection[Intake], caller: Caller, now: float, *, keys: Collection[str] = ()
+    ) -> None:
+        self._db, self._caller, self._now = db, caller, now
+        self._known = tasks.ids_by_keys(db, caller.user_id, keys)
+        self._queues = queues.by_names(db, {intake.task.queue for intake in intakes})
+        calls = any(intake.task.callback_url is not None for intake in intakes)
+        self._has_secret = calls and callbacks.has_secret(db, caller.user_id)
+        shas = {sha for intake in intakes for sha in intake.references.values()}
+        blobs.use(db, shas, now)  # first: from here on none of them goes
+        self._readable = blobs.readable_among(db, shas, caller.user_id)
+        self._admitted: list[NewTask] = []
+
+    def admit(self, intake: Intake, key: str | None) -> tuple[str, dict[str, Any] | None]:
+        """Accept a task: its id, and its spec when it is new (it is not when the caller's idempotency key was used).
+
+        InputError when there is no such queue, or a blob that this caller may not have; NotAllowed or Conflict when the
+        queue does not take it.
+        """
+        if key is not None and key in self._known:
+            return self._known[key], None
+        caller, task, signature = self._caller, intake.task, intake.signature
+        queue = self._queues.get(task.queue) or queues.for_task(self._db, task.queue)
+        if caller.scope.queues is not None and task.queue not in caller.scope.queues:
+            raise NotAllowed(
+                f"this token is for the queues {', '.join(sorted(caller.scope.queues))} only", field="queue"
+            )
+        admit(queue, intake.asked, user=caller.user, admin=caller.role is Role.ADMIN)
+        if queue.shapes:
+            task = shape(intake.asked, queue, defaults=intake.defaults, ceilings=intake.ceilings)
+            signature = Signature.of(task)
+        if task.callback_url is not None and not self._has_secret:
+            raise InputError(
+                "your callbacks have no key to be signed with; make one with `kolejka callback secret`",
+                field="callback_url",
+            )
+        for name, sha in intake.references.items():
+            if sha not in self._readable:
+                raise InputError(
+                    f"there is no blob {sha} of yours; upload it", field=f"files.{name}", code="blob_missing"
+                )
+        task_id = new_id(self._now)
+        spec = {"id": task_id, **task.to_json()}
+        self._admitted.append(NewTask(
+            id=task_id, owner_id=caller.user_id, queue=task.queue, rank=-task.priority, signature=signature.id,
+            signature_words=signature.words, spec=json.dumps(spec), name=task.name, image=task.image,
+            labels=task.labels, retry=json.dumps(task.retry.to_json()) if task.retry != Retry() else None,
+            inputs=tuple(intake.references.values()), idempotency_key=key, callback_url=task.callback_url,
+        ))  # fmt: skip
+        return task_id, spec
+
+    def close(self) -> None:
+        """Store what was admitted."""
+        tasks.put(self._db, self._admitted, self._now)
+
+
 def put(
     db: Connection, intake: Intake, caller: Caller, key: str | None, now: float
 ) -> tuple[str, dict[str, Any] | None]:
-    """Accept a task: its id, and its spec when it is new (it is not when the caller's idempotency key was used before).
-
-    InputError when there is no such queue, or a blob that this caller may not have; NotAllowed or Conflict when the
-    queue does not take it.
-    """
-    if key is not None:
-        known = tasks.id_by_key(db, caller.user_id, key)
-        if known is not None:
-            return known, None
-    task, signature = intake.task, intake.signature
-    queue = queues.for_task(db, task.queue)
-    if caller.scope.queues is not None and task.queue not in caller.scope.queues:
-        raise NotAllowed(f"this token is for the queues {', '.join(sorted(caller.scope.queues))} only", field="queue")
-    admit(queue, intake.asked, user=caller.user, admin=caller.role is Role.ADMIN)
-    if queue.shapes:
-        task = shape(intake.asked, queue, defaults=intake.defaults, ceilings=intake.ceilings)
-        signature = Signature.of(task)
-    if task.callback_url is not None and not callbacks.has_secret(db, caller.user_id):
-        raise InputError(
-            "your callbacks have no key to be signed with; make one with `kolejka callback secret`",
-            field="callback_url",
-        )
-    blobs.use(db, intake.references.values(), now)
-    for name, sha in intake.references.items():
-        if not blobs.readable(db, sha, caller.user_id, node=False):
-            raise InputError(f"there is no blob {sha} of yours; upload it", field=f"files.{name}", code="blob_missing")
-    task = task.replace(id=new_id(now))
-    assert task.id is not None  # set just now
-    spec = task.to_json()
-    new = NewTask(
-        id=task.id, owner_id=caller.user_id, queue=task.queue, rank=-task.priority, signature=signature.id,
-        signature_words=signature.words, spec=json.dumps(spec), name=task.name, image=task.image,
-        labels=task.labels, retry=json.dumps(task.retry.to_json()) if task.retry != Retry() else None,
-        inputs=tuple(intake.references.values()), idempotency_key=key, callback_url=task.callback_url,
-    )  # fmt: skip
-    tasks.put(db, new, now)
-    return task.id, spec
+    """Accept one task; ``Door.admit`` says how."""
+    door = Door(db, [intake], caller, now, keys=() if key is None else (key,))
+    answer = door.admit(intake, key)
+    door.close()
+    return answer

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -173,23 +173,26 @@ class Wakes:
                         waiter.woken.set()
                 case CancelAsked(node) | NodeChanged(node):
                     self.node_changed(node)
-                case TaskWaiting():
-                    self._wake_one(announcement)
                 case AccessChanged() | Missed():
                     self.access_changed()
                     self._wake_all()
+        for waiting, count in Counter(one for one in announcements if isinstance(one, TaskWaiting)).items():
+            self._wake_some(waiting, count)
 
-    def _wake_one(self, announcement: TaskWaiting) -> None:
-        """The claim that waits longest among those that want it; one already awake comes to look anyway.
+    def _wake_some(self, announcement: TaskWaiting, count: int) -> None:
+        """One claim for each of as many tasks of a class: those that wait longest among those that want them. When all
+        are awake, they come to look anyway.
 
         Those that cannot tell are all woken.
         """
         answers = [(waiter, waiter.wants(announcement)) for waiter in self._claims if not waiter.overtaken]
         wanting = [waiter for waiter, wants in answers if wants]
-        chosen = next((w for w in wanting if not w.woken.is_set()), wanting[0] if wanting else None)
-        if chosen is not None:
-            chosen.pending.append(announcement)
-            chosen.woken.set()
+        asleep = [waiter for waiter in wanting if not waiter.woken.is_set()][:count]
+        for waiter in asleep:
+            waiter.pending.append(announcement)
+            waiter.woken.set()
+        if wanting:
+            wanting[0].pending += [announcement] * (count - len(asleep))
         for waiter, wants in answers:
             if wants is None:
                 waiter.woken.set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from kolejka.server.storage.base import CancelAsked, TaskDone, TaskWaiting
@@ -56,6 +56,27 @@ def test_a_task_wakes_one_claim_that_wants_it_the_oldest() -> None:
             assert [w.woken.is_set() for w in (unwilling, first, second)] == [False, True, False]
             wakes.deliver([A_TASK])
             assert [w.woken.is_set() for w in (unwilling, first, second)] == [False, True, True]
+
+    run(body())
+
+
+def test_tasks_that_come_together_wake_as_many_claims_and_ask_each_once() -> None:
+    async def body() -> None:
+        wakes, asked = Wakes(), list[str]()
+
+        def wants(name: str) -> Callable[[TaskWaiting], bool]:
+            return lambda _: asked.append(name) or True  # type: ignore[func-returns-value]
+
+        with (
+            wakes.for_tasks("a", wants("a")) as first, wakes.for_tasks("b", wants("b")) as second,
+            wakes.for_tasks("c", wants("c")) as third,
+        ):  # fmt: skip
+            wakes.deliver([A_TASK] * 2)
+            assert [w.woken.is_set() for w in (first, second, third)] == [True, True, False]
+            wakes.deliver([A_TASK] * 2)
+            assert third.woken.is_set()
+            assert asked == ["a", "b", "c"] * 2
+            assert sum(len(w.pending) for w in (first, second, third)) == 4, "each is somebody's to hand on"
 
     run(body())
 

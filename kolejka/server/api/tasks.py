@@ -161,13 +161,17 @@ async def put_tasks(deps: Deps, call: Call) -> Answer:
 
     def work(db: Connection) -> list[dict[str, Any]]:
         shown = []
+        # no header can hold a line break, so no other key is like these
+        keys = [None if key is None else f"{key}\n{place}" for place in range(len(everything))]
+        door = intake.Door(db, everything, caller, now, keys=[one for one in keys if one is not None])
         for place, considered in enumerate(everything):
-            try:  # no header can hold a line break, so no other key is like these
-                task_id, spec = intake.put(db, considered, caller, None if key is None else f"{key}\n{place}", now)
+            try:
+                task_id, spec = door.admit(considered, keys[place])
             except InputError as error:
                 raise _at(error, place) from None
             row = tasks.show(db, task_id) if spec is None else _row(task_id, caller, considered.task, now)
             shown.append(task_json(row))
+        door.close()
         return shown
 
     shown = await ask(deps.store.write(work))
@@ -325,7 +329,7 @@ async def why_task(deps: Deps, call: Call) -> Answer:
             stopping = ", and is being stopped" if found.cancelled else ""
             return [f"it runs on {row['node']} since {stamp(row['started_at'])}{stopping}"]
         signature = Signature.parse(tasks.signature_words(db, found.signature))
-        kept = {one.node: one.number for one in usage.reservations(db, heard_after=now - deps.settings.heartbeat)}
+        kept = {one.node: one.number for one in usage.reservations(db, heard_after=now - deps.settings.heartbeat)()}
         ids = tasks.ids(db, set(kept.values()))
         nodes_now = machines(db, now, deps.settings.heartbeat, {node: ids[kept[node]] for node in kept})
         return why.reasons(signature, nodes_now, stand(db, found, deps.rules, deps.now()))

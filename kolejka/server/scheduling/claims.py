@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from kolejka.server.scheduling.match import Offer, take
 from kolejka.server.scheduling.rescue import Loss, Next, Watched, after_loss, after_result, loss
 from kolejka.server.scheduling.rules import Moment, Rules
 from kolejka.server.scheduling.turn import Taken, Turn
-from kolejka.server.storage import blobs, events, leases, nodes, tasks, users
+from kolejka.server.storage import blobs, events, leases, nodes, tasks
 from kolejka.server.storage.base import CancelAsked, Connection, TaskWaiting
 from kolejka.server.storage.leases import Held
 from kolejka.server.storage.nodes import NodeWords
@@ -115,17 +115,24 @@ def claim(
     """
     node = request.words.name
     if arrives:
-        nodes.heard(db, request.words, request.user_id, now.wall, silent_before=now.wall - rules.heartbeat_s)
-    turn = nodes.claims(db, node) if arrives else request.turn
-    cancel = tuple(leases.cancelled(db, node))
-    if not nodes.takes_tasks(db, node, turn):
-        return Claimed(cancel=cancel, over=True, turn=turn, asked=nodes.asked(db, node))
-    if leases.exclusive_on(db, node):
+        silent_before = now.wall - rules.heartbeat_s
+        stands = nodes.heard(db, request.words, request.user_id, now.wall, silent_before=silent_before, claims=True)
+    else:
+        stands = nodes.stands(db, node)
+    runs = leases.on(db, node)  # asked behind the lock, so it knows of every claim before this one
+    standing = stands()
+    turn = standing.claim if arrives else request.turn
+    there = runs()
+    cancel = tuple(one.lease for one in there if one.cancelled)
+    if not standing.takes or standing.claim != turn:
+        return Claimed(cancel=cancel, over=True, turn=turn, asked=standing.asked)
+    if any(one.exclusive for one in there):
         return Claimed(cancel=cancel, turn=turn)
     free, slots = request.offer.free, request.slots
-    for signature in leases.signatures(db, request.unknown):
-        free, slots = take(free, classes.signature(db, signature)), slots - 1
-    offer = replace(request.offer, free=free, idle=request.offer.idle and not leases.any_on(db, node))
+    for one in there:
+        if one.lease in request.unknown:
+            free, slots = take(free, classes.signature(db, one.signature)), slots - 1
+    offer = replace(request.offer, free=free, idle=request.offer.idle and not there)
     if slots <= 0:
         return Claimed(cancel=cancel, turn=turn)
     taken = Turn(db, node, request.queues, offer, slots, rules, classes, now).take()
@@ -140,11 +147,9 @@ def _give(db: Connection, taken: Taken, node: str, rules: Rules, now: Moment) ->
     chosen = taken.choices
     if not chosen:
         return []
-    specs = tasks.specs(db, [choice.number for choice in chosen])
-    owners = users.names(db, {choice.name.owner for choice in chosen})
     deadlines = {}
-    for number, spec in specs.items():
-        time_s = spec.get("limits", {}).get("time")
+    for number, one in taken.tasks.items():
+        time_s = one.spec.get("limits", {}).get("time")
         deadlines[number] = None if time_s is None else time_s + rules.deadline_margin_s
     begun = leases.begin(
         db,
@@ -157,11 +162,10 @@ def _give(db: Connection, taken: Taken, node: str, rules: Rules, now: Moment) ->
         ],
         node, wall=now.wall, steady=now.steady,
     )  # fmt: skip
-    for number, lease in begun.items():
-        tasks.move_in_hand(db, number, TaskState.RUNNING, now=now.wall, lease=lease, node=node, started_at=now.wall)
+    tasks.run(db, begun, node, now.wall)
     return [
-        Given(begun[c.number], specs[c.number]["id"], owners[c.name.owner], specs[c.number], deadlines[c.number])
-        for c in chosen
+        Given(begun[number], one.spec["id"], one.owner, one.spec, deadlines[number])
+        for number, one in ((choice.number, taken.tasks[choice.number]) for choice in chosen)
     ]
 
 
@@ -169,12 +173,12 @@ def heartbeat(
     db: Connection, words: NodeWords, user_id: int, held: Collection[int], now: Moment, *, rules: Rules = _USUAL
 ) -> Beat:
     """Renew the leases a node says it holds; tell those it has lost and those whose tasks are to be stopped."""
-    nodes.heard(db, words, user_id, now.wall, silent_before=now.wall - rules.heartbeat_s)
+    standing = nodes.heard(db, words, user_id, now.wall, silent_before=now.wall - rules.heartbeat_s)()
     kept = leases.renew(db, words.name, held, now.steady)
     return Beat(
         lost=tuple(lease for lease in held if lease not in kept),
-        cancel=tuple(lease for lease in leases.cancelled(db, words.name) if lease in kept),
-        asked=nodes.asked(db, words.name),
+        cancel=tuple(one.lease for one in leases.on(db, words.name)() if one.cancelled and one.lease in kept),
+        asked=standing.asked,
     )
 
 
@@ -214,7 +218,10 @@ def accept(db: Connection, lease: int, user_id: int, handed: Handed, now: Moment
     Conflict when the lease was overtaken, NotFound when another user's node holds it, InputError when the result is
     another task's or refers to bytes that this node has not stored.
     """
-    return _accept(db, _show_lease(db, lease, user_id), handed, now)
+    [answer] = accept_many(db, {lease: handed}, user_id, now).values()
+    if isinstance(answer, KolejkaError):
+        raise answer
+    return answer
 
 
 def accept_many(
@@ -222,56 +229,94 @@ def accept_many(
 ) -> dict[int, tuple[Held, str] | KolejkaError]:
     """The same for many results by their leases: each is taken, or has the error for which it was not."""
     everything = leases.take_in_hand(db, [lease for lease in results if lease < 1 << 62])
+    mine = {held.lease: held for held in everything.values() if held.user_id == user_id}
+    wanted = {
+        (held.number, entry.sha256) for lease, held in mine.items() for entry in results[lease].result.manifest.values()
+    }  # fmt: skip
+    sizes = blobs.sizes(db, wanted, user_id, now.wall)
     answers: dict[int, tuple[Held, str] | KolejkaError] = {}
+    ends = []
     for lease, handed in results.items():
         try:  # whatever is wrong is found before anything is changed
-            answers[lease] = _accept(db, _check_lease(lease, everything.get(lease), user_id), handed, now)
+            held = _check_lease(lease, everything.get(lease), user_id)
+            end = _end(held, handed, sizes)
         except InputError as error:
             answers[lease] = error
+        else:
+            answers[lease] = held, end.state.value
+            if held.state == AttemptState.RUNNING:
+                ends.append(end)
+    _record(db, ends, now)
     return answers
 
 
-def _accept(db: Connection, held: Held, handed: Handed, now: Moment) -> tuple[Held, str]:
+@dataclass(frozen=True)
+class _End:
+    """What a result that is taken comes to."""
+
+    held: Held
+    handed: Handed
+    state: TaskState
+
+
+def _end(held: Held, handed: Handed, sizes: blobs.Sizes) -> _End:
+    """Whether a result is taken; one that was taken before is the same again."""
     lease, result = held.lease, handed.result
     if result.id not in {None, held.task_id}:
         raise InputError(f"the lease {lease} is for the task {held.task_id}", field="id")
     if held.state != AttemptState.RUNNING:
         if held.result_hash == handed.digest and held.task_state is not None:
-            return held, held.task_state
+            return _End(held, handed, TaskState(held.task_state))
         raise Conflict(f"the lease {lease} was overtaken; throw its result away")
-    _check_manifest(db, held, result, now)
+    _check_manifest(held, result, sizes)
     retry = _retry(held.retry)
     then = after_result(result.outcome, retries=held.retries, retry=retry, cancelled=held.cancelled)
-    state = TaskState.WAITING if then is Next.WAIT else TaskState.DONE
+    return _End(held, handed, TaskState.WAITING if then is Next.WAIT else TaskState.DONE)
+
+
+def _record(db: Connection, ends: Sequence[_End], now: Moment) -> None:
+    """Store results that were taken: a statement for all of them, not for each."""
     leases.end(
-        db, lease, state=AttemptState.DONE, now=now.wall, outcome=result.outcome.value, message=result.message,
-        result_hash=handed.digest, task_state=state.value,
+        db,
+        [
+            leases.Ended(
+                end.held.lease, AttemptState.DONE, end.handed.result.outcome.value, end.state.value,
+                message=end.handed.result.message, result_hash=end.handed.digest,
+            )
+            for end in ends
+        ],
+        now.wall,
     )  # fmt: skip
-    tasks.account(db, held, result, now.wall)
-    if then is Next.WAIT:
-        _wait_again(db, held, now, retries=held.retries + 1)
-    else:
-        blobs.refer(db, held.number, {entry.sha256 for entry in result.manifest.values()}, "output")
-        text = json.dumps({"id": held.task_id, **handed.words})
-        tasks.finish(db, held.number, held.task_id, result, text=text, now=now.wall)
-    return held, state.value
+    tasks.account(db, [(end.held, end.handed.result) for end in ends], now.wall)
+    done = [end for end in ends if end.state is TaskState.DONE]
+    outputs = [(end.held.number, file.sha256) for end in done for file in end.handed.result.manifest.values()]
+    blobs.refer(db, outputs, "output")
+    tasks.finish(
+        db,
+        [
+            tasks.Ended(
+                end.held.number, end.held.task_id, end.handed.result,
+                json.dumps({"id": end.held.task_id, **end.handed.words}),
+            )
+            for end in done
+        ],
+        now.wall,
+    )  # fmt: skip
+    for end in ends:
+        if end.state is TaskState.WAITING:
+            _wait_again(db, end.held, now, retries=end.held.retries + 1)
 
 
-def _check_manifest(db: Connection, held: Held, result: Result, now: Moment) -> None:
+def _check_manifest(held: Held, result: Result, sizes: blobs.Sizes) -> None:
     """Every file of the result is a blob that the node stored or was given, of the size it says."""
-    if not result.manifest:
-        return
-    wanted = {entry.sha256 for entry in result.manifest.values()}
-    sizes = blobs.granted_sizes(db, wanted, held.user_id, number=held.number, now=now.wall)
     for name, entry in result.manifest.items():
-        if entry.sha256 not in sizes:
+        size = sizes.get(held.number, entry.sha256)
+        if size is None:
             raise InputError(
                 f"the blob {entry.sha256} was not uploaded; put it first", field=f"manifest.{name}", code="blob_missing"
             )
-        if sizes[entry.sha256] != entry.size:
-            raise InputError(
-                f"the blob has {sizes[entry.sha256]} bytes, not {entry.size}", field=f"manifest.{name}.size"
-            )
+        if size != entry.size:
+            raise InputError(f"the blob has {size} bytes, not {entry.size}", field=f"manifest.{name}.size")
 
 
 def _retry(words: str | None) -> Retry:
@@ -296,9 +341,7 @@ def release(db: Connection, lease: int, user_id: int, message: str, now: Moment)
             return held, held.task_state
         raise Conflict(f"the lease {lease} was overtaken")
     state = TaskState.DONE if held.cancelled else TaskState.WAITING
-    leases.end(
-        db, lease, state=AttemptState.LOST, now=now.wall, outcome=_RELEASED, message=message, task_state=state.value
-    )  # fmt: skip
+    leases.end(db, [leases.Ended(lease, AttemptState.LOST, _RELEASED, state.value, message=message)], now.wall)
     if held.cancelled:
         _finish_without_result(
             db, held.number, held.task_id, Outcome.CANCELLED, message="cancelled before it started", now=now
@@ -313,7 +356,7 @@ def _finish_without_result(
 ) -> None:
     limits = Limits.parse(tasks.spec(db, number).get("limits", {}))
     result = Result(outcome, id=task_id, limits=limits, message=message)
-    tasks.finish(db, number, task_id, result, text=json.dumps(result.to_json()), now=now.wall)
+    tasks.finish(db, [tasks.Ended(number, task_id, result, json.dumps(result.to_json()))], now.wall)
 
 
 def cancel(db: Connection, found: tasks.Found, now: Moment) -> None:
@@ -328,7 +371,7 @@ def cancel(db: Connection, found: tasks.Found, now: Moment) -> None:
         return
     if not found.cancelled:
         db.run("UPDATE tasks SET cancel_at = ? WHERE number = ?", now.wall, found.number)
-        events.record(db, found.number, events.CANCELLING, now.wall)
+        events.record(db, [found.number], events.CANCELLING, now.wall)
     row = db.row("SELECT node FROM leases WHERE number = ?", found.number)
     if row is not None:
         db.announce(CancelAsked(row[0]))
@@ -349,9 +392,7 @@ def _take_back(db: Connection, held: Held, why: Loss, rules: Rules, now: Moment)
     losses = held.losses + 1
     then = after_loss(losses=losses, cap=rules.attempts, retry=_retry(held.retry), cancelled=held.cancelled)
     state = TaskState.WAITING if then is Next.WAIT else TaskState.DONE
-    leases.end(
-        db, held.lease, state=AttemptState.LOST, now=now.wall, outcome=None, message=why.value, task_state=state.value
-    )
+    leases.end(db, [leases.Ended(held.lease, AttemptState.LOST, None, state.value, message=why.value)], now.wall)
     if then is Next.WAIT:
         _wait_again(db, held, now, losses=losses)
     elif then is Next.CANCELLED:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from kolejka.server.scheduling.board import Class, Line
+from kolejka.server.scheduling.board import Class, Entry, Line
 from kolejka.server.scheduling.choose import Choice, Chosen, Hold, Waiting, choose
 from kolejka.server.scheduling.classes import Classes
-from kolejka.server.scheduling.fairness import Busy, Load, Quotas, cpus_of, shares
+from kolejka.server.scheduling.fairness import Busy, Gate, Load, Quotas, cpus_of, shares
 from kolejka.server.scheduling.match import Offer, Signature, can_ever_run
 from kolejka.server.scheduling.reserve import expected_start
 from kolejka.server.scheduling.rules import Moment, Rules
 from kolejka.server.scheduling.why import Stand
 from kolejka.server.storage import leases, queues, tasks, usage
-from kolejka.server.storage.base import Connection
+from kolejka.server.storage.base import Asked, Connection, Row
 from kolejka.server.storage.usage import Reservation
 
 
@@ -27,10 +27,22 @@ class Taken:
     waits: bool = False
     full: bool = False
     total_cpus: float | None = None
+    tasks: Mapping[int, tasks.Taken] = field(default_factory=dict)
+    """by number, those that were chosen"""
 
     def cpus(self, choice: Choice) -> float:
         """How many CPUs a task keeps from others on this node."""
         return cpus_of(choice.signature, self.total_cpus)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What every turn goes by, asked for in one round trip."""
+
+    gates: Callable[[], Mapping[str, Gate]]
+    reservations: Callable[[], list[Reservation]]
+    running: Asked
+    past: Callable[[], Mapping[int, float]]
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,8 @@ class Turn:
     def take(self) -> Taken:
         """Choose and take in hand, and reserve the node where that is due."""
         since = self.classes.board.serial
+        if not self._all_lines:
+            return Taken()
         if not self._lines:
             return Taken()
         if self._quotas.any:
@@ -63,7 +77,8 @@ class Turn:
                 if hold is not None:
                     continue
             given = {choice.number for choice in chosen.choices}
-            lost = given - tasks.take_waiting(self.db, given)
+            in_hand = tasks.take_waiting(self.db, given)
+            lost = given - in_hand.keys()
             if not lost:
                 break
             self.elsewhere.update(lost)
@@ -75,30 +90,44 @@ class Turn:
             if one.number in given:
                 usage.unreserve(self.db, one.number)
         waits = hold is not None and hold.number not in given
-        return Taken(chosen.choices, waits, chosen.full, self.offer.total.get("cpus"))
+        return Taken(chosen.choices, waits, chosen.full, self.offer.total.get("cpus"), in_hand)
+
+    @cached_property
+    def _asked(self) -> _Asked:
+        owners = {owner for owner, _ in self._all_lines}
+        return _Asked(
+            queues.gates(self.db),
+            usage.reservations(self.db, heard_after=self.now.wall - self.rules.heartbeat_s),
+            leases.running(self.db),
+            usage.of_owners(self.db, owners, half_life_s=self.rules.half_life_s, now=self.now.wall),
+        )
 
     @cached_property
     def _quotas(self) -> Quotas:
-        return Quotas(queues.gates(self.db), self.rules.running_per_owner)
+        return Quotas(self._asked.gates(), self.rules.running_per_owner)
+
+    @cached_property
+    def _all_lines(self) -> dict[tuple[int, str], list[Entry]]:
+        return self.classes.lines(self.db, self.offer)
 
     @cached_property
     def _lines(self) -> dict[tuple[int, str], Line]:
         return {
-            (owner, queue): line
-            for (owner, queue), line in self.classes.lines(self.db, self.offer).items()
-            if self._takes_from(queue)
-        }
+            (owner, queue): line for (owner, queue), line in self._all_lines.items() if self._takes_from(queue)
+        }  # fmt: skip
 
     def _takes_from(self, queue: str) -> bool:
         return self._quotas.gives(queue) and (not self.queues or queue in self.queues)
 
     @cached_property
     def _reservations(self) -> list[Reservation]:
-        return usage.reservations(self.db, heard_after=self.now.wall - self.rules.heartbeat_s)
+        return self._asked.reservations()
 
     @cached_property
-    def _running(self) -> list[tuple[int, str, int, float, float]]:
-        return leases.running(self.db)
+    def _running(self) -> list[Row]:
+        if self._quotas.any:  # what was asked before the ceilings were locked is not good enough
+            return leases.running(self.db)()
+        return self._asked.running()
 
     @cached_property
     def _load(self) -> Load:
@@ -106,8 +135,7 @@ class Turn:
 
     @cached_property
     def _shares(self) -> dict[int, float]:
-        owners = {owner for owner, _ in self._lines}
-        past = usage.of_owners(self.db, owners, half_life_s=self.rules.half_life_s, now=self.now.wall)
+        past = self._asked.past()
         runs = (Busy(owner, cpus, cpus * self.now.steady - starts) for owner, _, _, cpus, starts in self._running)
         return shares(past, [*runs, *(Busy(one.owner, one.cpus) for one in self._reservations)])
 
@@ -176,13 +204,13 @@ class Turn:
 
 def stand(db: Connection, task: tasks.Found, rules: Rules, now: Moment) -> Stand:
     """Where a waiting task stands: its queue, its quota, who goes before it."""
-    gates = queues.gates(db)
+    gates = queues.gates(db)()
     gate = gates.get(task.queue)
-    running = leases.running(db)
+    running = leases.running(db)()
     load = Load((owner, queue, count) for owner, queue, count, _, _ in running)
     quota = Quotas(gates, rules.running_per_owner).full(task.owner_id, task.queue, load)
     waiting = tasks.waiting_owners(db)
-    past = usage.of_owners(db, waiting, half_life_s=rules.half_life_s, now=now.wall)
+    past = usage.of_owners(db, waiting, half_life_s=rules.half_life_s, now=now.wall)()
     share = shares(past, (Busy(owner, cpus, cpus * now.steady - starts) for owner, _, _, cpus, starts in running))
     mine = share.get(task.owner_id, 0.0)
     return Stand(

@@ -25,6 +25,8 @@ from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
+Asked = Callable[[], list[Row]]
+"""The rows of a query that was asked; to be had once, within its transaction."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,9 @@ class Connection(Protocol):
 
     def row(self, sql: str, *values: object) -> Row | None:
         """The first row of a query, or of a change with ``RETURNING``; ``None`` when there is none."""
+
+    def soon(self, sql: str, *values: object) -> Asked:
+        """Ask for the rows of a query; what it gives has them. Queries asked before one is had go in one round trip."""
 
     def each(self, sql: str) -> Iterator[Row]:
         """The rows of a query that are too many to be held at once."""
@@ -140,6 +145,22 @@ async def ask(future: Future[T]) -> T:
 def marks(values: Sequence[object]) -> str:
     """``?, ?, ?`` for as many values: the inside of an ``IN (…)``."""
     return ", ".join("?" * len(values))
+
+
+def table(rows: Sequence[Sequence[object]], kinds: Sequence[str]) -> tuple[str, list[object]]:
+    """SQL for a table of these values, at least one row, and the values; its columns are named ``column1`` and so on.
+
+    For one statement that changes many rows: what differs between them comes from here. ``kinds`` are the types of the
+    columns, which the first row says for all.
+    """
+    first = ", ".join(f"CAST(? AS {kind})" for kind in kinds)
+    other = f", ({marks(kinds)})" * (len(rows) - 1)
+    return f"(VALUES ({first}){other})", [value for row in rows for value in row]
+
+
+def lines(rows: Sequence[Sequence[object]]) -> tuple[str, list[object]]:
+    """``(?, ?), (?, ?)`` for rows of values to be inserted by one statement, at least one row, and the values."""
+    return ", ".join([f"({marks(rows[0])})"] * len(rows)), [value for row in rows for value in row]
 
 
 def pieces(values: Iterable[T], size: int = 1000) -> Iterator[list[T]]:

@@ -14,11 +14,11 @@ no row names them, and a sweep that dies in between is finished by the next.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from kolejka.server.storage.base import Connection, marks, pieces
+from kolejka.server.storage.base import Connection, lines, marks, pieces
 from kolejka.server.storage.blob_store import reference_at
 
 FRESH_S: Final = 10.0
@@ -163,33 +163,57 @@ def readable(db: Connection, sha: str, user_id: int, *, node: bool) -> bool:
     ))  # fmt: skip
 
 
-def granted_sizes(
-    db: Connection, shas: Collection[str], user_id: int, *, number: int | None = None, now: float
-) -> dict[str, int]:
-    """Of these blobs, those that the user uploaded, or (with ``number``) that the task refers to, with their sizes.
+def readable_among(db: Connection, shas: Collection[str], user_id: int) -> set[str]:
+    """Those of these blobs that a user uploaded, or that a task of theirs refers to."""
+    found: set[str] = set()
+    for some in pieces(set(shas)):
+        found.update(row[0] for row in db.rows(
+            f"SELECT sha FROM grants WHERE user_id = ? AND sha IN ({marks(some)})", user_id, *some  # noqa: S608 marks
+        ))  # fmt: skip
+    found.update(sha for sha in set(shas) - found if readable(db, sha, user_id, node=False))  # few, mostly none
+    return found
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of blobs: of those that a user uploaded, and of those that tasks refer to."""
+
+    uploaded: Mapping[str, int]
+    referred: Mapping[tuple[int, str], int]
+
+    def get(self, number: int, sha: str) -> int | None:
+        """The size of a blob, for a task's result."""
+        return self.uploaded.get(sha, self.referred.get((number, sha)))
+
+
+def sizes(db: Connection, wanted: Collection[tuple[int, str]], user_id: int, now: float) -> Sizes:
+    """Of blobs that results of tasks name, those that the user uploaded, or that the task refers to.
 
     They are used ``now``.
     """
+    shas = sorted({sha for _, sha in wanted})
     use(db, shas, now)
-    found: dict[str, int] = {}
+    uploaded: dict[str, int] = {}
+    referred: dict[tuple[int, str], int] = {}
     for some in pieces(shas):
-        found.update(db.rows(
+        uploaded.update(db.rows(
             f"SELECT b.sha, b.size FROM blobs b JOIN grants g ON g.sha = b.sha"  # noqa: S608 only question marks
             f" WHERE g.user_id = ? AND b.sha IN ({marks(some)})",
             user_id, *some,
         ))  # fmt: skip
-        if number is not None:
-            found.update(db.rows(
+    for number in {number for number, sha in wanted if sha not in uploaded}:
+        mine = {sha for other, sha in wanted if other == number and sha not in uploaded}
+        for some in pieces(mine):
+            referred.update(((number, sha), size) for sha, size in db.rows(
                 f"SELECT b.sha, b.size FROM blobs b JOIN blob_references r ON r.sha = b.sha"  # noqa: S608 the same
                 f" WHERE r.number = ? AND b.sha IN ({marks(some)})",
                 number, *some,
             ))  # fmt: skip
-    return found
+    return Sizes(uploaded, referred)
 
 
-def refer(db: Connection, number: int, shas: Iterable[str], kind: str) -> None:
-    """Record that a task needs (``input``) or made (``output``) these blobs."""
-    for sha in shas:
-        db.later(
-            "INSERT INTO blob_references (number, sha, kind) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", number, sha, kind
-        )
+def refer(db: Connection, references: Iterable[tuple[int, str]], kind: str) -> None:
+    """Record that tasks need (``input``) or made (``output``) blobs."""
+    for some in pieces(sorted(set(references))):
+        text, values = lines([(number, sha, kind) for number, sha in some])
+        db.later(f"INSERT INTO blob_references (number, sha, kind) VALUES {text} ON CONFLICT DO NOTHING", *values)  # noqa: S608 marks

@@ -7,10 +7,11 @@ try if it lives, to the next try if it dies. So several servers share the outbox
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from kolejka.server.storage.base import Connection
+from kolejka.server.storage.base import Connection, marks, pieces
 
 _SHOWN: Final = ("url", "tries", "due_at", "ended_at", "answer")
 
@@ -37,13 +38,14 @@ def order(db: Connection, number: int, task_id: str, owner_id: int, url: str) ->
     )  # fmt: skip
 
 
-def owe(db: Connection, number: int, outcome: str, now: float) -> None:
-    """The task is done: if a call was ordered, it is due."""
-    db.later(
-        "UPDATE callbacks SET outcome = ?, finished_at = ?, due_at = ?,"
-        " lease = (SELECT lease FROM tasks WHERE tasks.number = callbacks.number) WHERE number = ?",
-        outcome, now, now, number,
-    )  # fmt: skip
+def owe(db: Connection, numbers: Iterable[int], now: float) -> None:
+    """These tasks are done: where a call was ordered, it is due."""
+    for some in pieces(numbers):
+        db.later(
+            "UPDATE callbacks SET outcome = t.outcome, lease = t.lease, finished_at = ?, due_at = ? FROM tasks t"  # noqa: S608 marks
+            f" WHERE t.number = callbacks.number AND callbacks.number IN ({marks(some)})",
+            now, now, *some,
+        )  # fmt: skip
 
 
 def take(db: Connection, now: float, until: float, most: int) -> list[Due]:

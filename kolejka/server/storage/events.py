@@ -6,23 +6,25 @@ readers go by ``kolejka.server.following``, which knows how far all is settled.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
-from kolejka.server.storage.base import Connection, marks
+from kolejka.server.storage.base import Connection, marks, pieces
 
 CANCELLING: Final = "cancelling"
 DELETED: Final = "deleted"
 _COLUMNS: Final = ("id", "at", "what", "task_id", "queue", "lease", "node", "outcome")
 
 
-def record(db: Connection, number: int, what: str, now: float) -> None:
-    """Write down a step of a task: its new state, CANCELLING or DELETED."""
-    db.later(
-        "INSERT INTO events (at, what, task_id, owner_id, queue, lease, node, outcome)"
-        " SELECT ?, ?, id, owner_id, queue, lease, node, outcome FROM tasks WHERE number = ?",
-        now, what, number,
-    )  # fmt: skip
+def record(db: Connection, numbers: Iterable[int], what: str, now: float) -> None:
+    """Write down the same step of tasks: their new state, CANCELLING or DELETED."""
+    for some in pieces(numbers):
+        db.later(
+            "INSERT INTO events (at, what, task_id, owner_id, queue, lease, node, outcome)"  # noqa: S608 marks
+            f" SELECT ?, ?, id, owner_id, queue, lease, node, outcome FROM tasks WHERE number IN ({marks(some)})"
+            " ORDER BY number",
+            now, what, *some,
+        )  # fmt: skip
 
 
 def after(db: Connection, horizon: int, most: int) -> list[int]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from kolejka.server.storage.base import Connection, marks, pieces
+from kolejka.server.storage.base import Asked, Connection, lines, marks, pieces, table
 
 
 @dataclass(frozen=True)
@@ -70,27 +70,50 @@ def begin(db: Connection, begun: Sequence[Begun], node: str, *, wall: float, ste
         + ", ".join(["(?, ?, 'running', ?)"] * len(some)) + " RETURNING number, lease",
         *(value for one in some for value in (one.number, node, wall)),
     )}  # fmt: skip
-    for one in begun:
+    for some in pieces(begun):
+        text, values = lines([
+            (given[one.number], one.number, one.owner_id, node, int(one.exclusive), steady,
+             None if one.deadline_s is None else steady + one.deadline_s, one.queue, one.cpus, steady)
+            for one in some
+        ])  # fmt: skip
         db.later(
-            "INSERT INTO leases (lease, number, owner_id, node, exclusive, heartbeat_at, deadline_at, queue, cpus,"
-            " started_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            given[one.number], one.number, one.owner_id, node, int(one.exclusive), steady,
-            None if one.deadline_s is None else steady + one.deadline_s, one.queue, one.cpus, steady,
-        )  # fmt: skip
+            "INSERT INTO leases (lease, number, owner_id, node, exclusive, heartbeat_at, deadline_at, queue, cpus,"  # noqa: S608 marks
+            f" started_at) VALUES {text}",
+            *values,
+        )
     return given
 
 
-def end(
-    db: Connection, lease: int, *, state: str, now: float, outcome: str | None, message: str | None = None,
-    result_hash: str | None = None, task_state: str,
-) -> None:  # fmt: skip
-    """An attempt has ended: its lease opens nothing any more."""
-    db.later("DELETE FROM leases WHERE lease = ?", lease)
-    db.later(
-        "UPDATE attempts SET state = ?, finished_at = ?, outcome = ?, message = ?, result_hash = ?, task_state = ?"
-        " WHERE lease = ?",
-        state, now, outcome, message, result_hash, task_state, lease,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Ended:
+    """How an attempt ended, and what its task's state is by it."""
+
+    lease: int
+    state: str
+    outcome: str | None
+    task_state: str
+    message: str | None = None
+    result_hash: str | None = None
+
+
+def end(db: Connection, ended: Sequence[Ended], now: float) -> None:
+    """Attempts in hand have ended: their leases open nothing any more."""
+    for some in pieces(ended):
+        db.later(
+            f"DELETE FROM leases WHERE lease IN ({_in_order(some)})", *(one.lease for one in some)  # noqa: S608 marks
+        )  # fmt: skip
+        rows = [(o.lease, o.state, o.outcome, o.message, o.result_hash, o.task_state) for o in some]
+        text, values = table(rows, ("BIGINT", *["TEXT"] * 5))
+        db.later(
+            "UPDATE attempts SET finished_at = ?, state = v.column2, outcome = v.column3, message = v.column4,"  # noqa: S608 marks
+            f" result_hash = v.column5, task_state = v.column6 FROM {text} AS v WHERE lease = v.column1",
+            now, *values,
+        )  # fmt: skip
+
+
+def _in_order(some: Sequence[object]) -> str:
+    """SQL that names leases, locked in their order, so that two who change the same ones never wait for each other."""
+    return f"SELECT lease FROM leases WHERE lease IN ({marks(some)}) ORDER BY lease FOR UPDATE"  # noqa: S608 marks
 
 
 def renew(db: Connection, node: str, leases: Collection[int], now: float) -> set[int]:
@@ -98,24 +121,31 @@ def renew(db: Connection, node: str, leases: Collection[int], now: float) -> set
     kept: set[int] = set()
     for some in pieces(leases):
         kept.update(row[0] for row in db.rows(
-            f"UPDATE leases SET heartbeat_at = ? WHERE node = ? AND lease IN ({marks(some)}) RETURNING lease",  # noqa: S608 marks
+            f"UPDATE leases SET heartbeat_at = ? WHERE node = ? AND lease IN ({_in_order(some)}) RETURNING lease",  # noqa: S608 marks
             now, node, *some,
         ))  # fmt: skip
     return kept
 
 
-def cancelled(db: Connection, node: str) -> list[int]:
-    """The leases of a node whose tasks are to be stopped."""
-    return [row[0] for row in db.rows(
-        "SELECT l.lease FROM leases l JOIN tasks t ON t.number = l.number WHERE l.node = ? AND t.cancel_at IS NOT NULL"
-        " ORDER BY l.lease",
+class OnNode(NamedTuple):
+    """An attempt that runs on a node."""
+
+    lease: int
+    exclusive: int
+    cancelled: bool
+    signature: int
+    started_at: float
+    """on the shared clock"""
+
+
+def on(db: Connection, node: str) -> Callable[[], list[OnNode]]:
+    """Ask what runs on a node, as of now: by lease."""
+    rows = db.soon(
+        "SELECT l.lease, l.exclusive, t.cancel_at IS NOT NULL, t.signature_id, l.started_at"
+        " FROM leases l JOIN tasks t ON t.number = l.number WHERE l.node = ? ORDER BY l.lease",
         node,
-    )]  # fmt: skip
-
-
-def exclusive_on(db: Connection, node: str) -> bool:
-    """Whether an exclusive task runs on the node."""
-    return db.row("SELECT 1 FROM leases WHERE node = ? AND exclusive = 1 LIMIT 1", node) is not None
+    )  # fmt: skip
+    return lambda: [OnNode(*row) for row in rows()]
 
 
 def any_on(db: Connection, node: str) -> bool:
@@ -123,19 +153,11 @@ def any_on(db: Connection, node: str) -> bool:
     return db.row("SELECT 1 FROM leases WHERE node = ? LIMIT 1", node) is not None
 
 
-def signatures(db: Connection, leases: Collection[int]) -> list[int]:
-    """The signatures of the tasks behind those of these leases that are still held."""
-    return [row[0] for some in pieces(leases) for row in db.rows(
-        f"SELECT t.signature_id FROM leases l JOIN tasks t ON t.number = l.number WHERE l.lease IN ({marks(some)})",  # noqa: S608 marks
-        *some,
-    )]  # fmt: skip
-
-
-def running(db: Connection) -> list[tuple[int, str, int, float, float]]:
-    """Owner, queue, how many attempts run, how many CPUs they keep, and the sum of CPUs times start."""
-    return [tuple(row) for row in db.rows(
+def running(db: Connection) -> Asked:
+    """Ask for owner, queue, how many attempts run, how many CPUs they keep, and the sum of CPUs times start."""
+    return db.soon(
         "SELECT owner_id, queue, COUNT(*), SUM(cpus), SUM(cpus * started_at) FROM leases GROUP BY owner_id, queue"
-    )]  # fmt: skip
+    )
 
 
 def ends_on(db: Connection, node: str) -> list[tuple[int, float | None]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from kolejka.common.errors import NotAllowed, NotFound
 from kolejka.server.storage.base import Connection
@@ -30,31 +31,63 @@ class NodeWords:
     instance: str | None = None
 
 
-def heard(db: Connection, words: NodeWords, user_id: int, now: float, *, silent_before: float) -> None:
-    """Record a node's words. NotAllowed when the name belongs to another user (the first to use it keeps it), or to
-    another foreman that was heard since ``silent_before``.
+@dataclass(frozen=True)
+class Standing:
+    """Where a node stands: the number of its newest claim, and what an admin asks of it.
+
+    ``takes`` = it neither drains nor is quarantined, and nobody asked it to drain.
     """
-    changed = db.run(
-        "INSERT INTO nodes (name, user_id, state, tags, total, capacity, first_seen, last_seen, instance)"
-        " VALUES (?, ?, COALESCE(?, 'active'), ?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (name) DO UPDATE SET state = COALESCE(?, nodes.state), tags = excluded.tags,"
+
+    claim: int
+    takes: bool
+    asked: str | None
+
+
+_STANDING: Final = "claim, state = 'active' AND asked IS NULL, asked"
+
+
+def heard(
+    db: Connection, words: NodeWords, user_id: int, now: float, *, silent_before: float, claims: bool = False
+) -> Callable[[], Standing]:
+    """Record a node's words; what that gives says where it stands, which stays so until this transaction ends. With
+    ``claims`` they are a claim, whose number is larger than those of all before.
+
+    NotAllowed when the name belongs to another user (the first to use it keeps it), or to another foreman that was
+    heard since ``silent_before``.
+    """
+    rows = db.soon(
+        "INSERT INTO nodes (name, user_id, state, tags, total, capacity, first_seen, last_seen, instance, claim)"  # noqa: S608 constants
+        " VALUES (?, ?, COALESCE(?, 'active'), ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (name) DO UPDATE SET claim = nodes.claim + excluded.claim,"
+        " state = COALESCE(?, nodes.state), tags = excluded.tags,"
         " total = excluded.total, capacity = excluded.capacity, last_seen = excluded.last_seen,"
         " instance = COALESCE(excluded.instance, nodes.instance)"
         " WHERE nodes.user_id = excluded.user_id AND (nodes.last_seen < ?"
-        " OR COALESCE(excluded.instance, nodes.instance, '') = COALESCE(nodes.instance, excluded.instance, ''))",
+        " OR COALESCE(excluded.instance, nodes.instance, '') = COALESCE(nodes.instance, excluded.instance, ''))"
+        f" RETURNING {_STANDING}",
         words.name, user_id, words.state, json.dumps(words.tags), json.dumps(words.total), json.dumps(words.capacity),
-        now, now, words.instance, words.state, silent_before,
+        now, now, words.instance, int(claims), words.state, silent_before,
     )  # fmt: skip
-    if changed:
-        return
-    row = db.row("SELECT user_id, last_seen FROM nodes WHERE name = ?", words.name)
+
+    def told() -> Standing:
+        found = rows()
+        if not found:
+            raise _not_its_own(db, words.name, user_id, now)
+        claim, takes, asked = found[0]
+        return Standing(claim, bool(takes), asked)
+
+    return told
+
+
+def _not_its_own(db: Connection, name: str, user_id: int, now: float) -> NotAllowed:
+    row = db.row("SELECT user_id, last_seen FROM nodes WHERE name = ?", name)
     if row is not None and row[0] == user_id:
-        raise NotAllowed(
-            f"another foreman uses the node name {words.name!r}, heard {max(0.0, now - row[1]):.0f} s ago; stop it, or "
+        return NotAllowed(
+            f"another foreman uses the node name {name!r}, heard {max(0.0, now - row[1]):.0f} s ago; stop it, or "
             "give this one another --name",
             field="node",
         )
-    raise NotAllowed(f"the node name {words.name!r} belongs to another user; give this node another", field="node")
+    return NotAllowed(f"the node name {name!r} belongs to another user; give this node another", field="node")
 
 
 def ask(db: Connection, name: str, asked: str | None) -> None:
@@ -63,26 +96,15 @@ def ask(db: Connection, name: str, asked: str | None) -> None:
         raise NotFound(f"there is no node {name[:255]!r}")
 
 
-def asked(db: Connection, name: str) -> str | None:
-    """What an admin asks of the node."""
-    row = db.row("SELECT asked FROM nodes WHERE name = ?", name)
-    return row[0] if row else None
+def stands(db: Connection, name: str) -> Callable[[], Standing]:
+    """Ask where a node stands that was heard before, which stays so until this transaction ends."""
+    rows = db.soon(f"SELECT {_STANDING} FROM nodes WHERE name = ? FOR UPDATE", name)  # noqa: S608 constants
 
+    def told() -> Standing:
+        [(claim, takes, asked)] = rows() or [(0, False, None)]  # its row is gone: it takes nothing
+        return Standing(claim, bool(takes), asked)
 
-def claims(db: Connection, name: str) -> int:
-    """A claim of a node arrives: its number, larger than those of all before."""
-    row = db.row("UPDATE nodes SET claim = claim + 1 WHERE name = ? RETURNING claim", name)
-    assert row is not None  # it was heard in this transaction
-    return int(row[0])
-
-
-def takes_tasks(db: Connection, name: str, claim: int) -> bool:
-    """Whether the node neither drains nor is quarantined, nobody asked it to drain, and this claim is its newest.
-
-    Until this transaction ends no other gives tasks to the node.
-    """
-    row = db.row("SELECT state = 'active' AND asked IS NULL, claim FROM nodes WHERE name = ? FOR UPDATE", name)
-    return row is not None and bool(row[0]) and row[1] == claim
+    return told
 
 
 def listing(db: Connection, name: str | None = None, *, owner_id: int | None = None) -> list[dict[str, Any]]:

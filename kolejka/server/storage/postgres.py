@@ -1,8 +1,9 @@
 """The scaled engine: PostgreSQL through psycopg, many server processes and hosts on one database.
 
 A few threads write and a few read, each with a connection of its own. A work is one transaction: READ COMMITTED for
-those that write, one read-only snapshot for those that read. Round trips are what costs, so what begins and what ends
-a transaction goes with ``BEGIN`` and ``COMMIT``.
+those that write, one read-only snapshot for those that read. Round trips are what costs, so those that write go
+through psycopg's pipeline: nothing waits for its answer but a query whose rows are used, and ``BEGIN`` and ``COMMIT``
+travel with what is done between them.
 
 *What is tried again.* A deadlock, a serialization failure, a row that another transaction made under the same key: the
 work is done again, and sees what the other did. A connection that breaks before ``COMMIT`` was sent: nothing has
@@ -48,7 +49,7 @@ from psycopg import errors, sql
 
 from kolejka.common.errors import InputError, NodeError, Unavailable
 from kolejka.server.storage import schema
-from kolejka.server.storage.base import Announcement, Listener, Missed, Row, Work
+from kolejka.server.storage.base import Announcement, Asked, Listener, Missed, Row, Work
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -78,9 +79,9 @@ _GONE: Final = (
     errors.AdminShutdown, errors.CrashShutdown, errors.CannotConnectNow, errors.IdleInTransactionSessionTimeout,
     errors.ReadOnlySqlTransaction,  # what was the primary is none any more
 )  # fmt: skip
-_BEGIN: Final = sql.SQL(
-    "BEGIN; INSERT INTO writers (writer, number, at) VALUES ({0}, {1}, now()) ON CONFLICT (writer)"
-    " DO UPDATE SET number = {1}, at = now()"
+_NUMBERED: Final = (
+    "INSERT INTO writers (writer, number, at) VALUES (%s, %s, now()) ON CONFLICT (writer)"
+    " DO UPDATE SET number = excluded.number, at = excluded.at"
 )
 _KINDS: Final = {kind.__name__: kind for kind in get_args(Announcement)}
 
@@ -97,12 +98,12 @@ def _line(error: BaseException) -> str:
 
 
 class PostgresConnection:
-    """One transaction on a raw connection."""
+    """One transaction on a raw connection, through a pipeline where there is one."""
 
-    def __init__(self, raw: psycopg.Connection[Row]) -> None:
+    def __init__(self, raw: psycopg.Connection[Row], pipeline: psycopg.Pipeline | None = None) -> None:
         self._raw = raw
-        self._cursor = raw.cursor()
-        self._later: list[tuple[str, tuple[object, ...], int | None]] = []
+        self._pipeline = pipeline
+        self._expected: list[tuple[psycopg.Cursor[Row], int]] = []
         self.announced: list[Announcement] = []
 
     def rows(self, sql: str, *values: object) -> list[Row]:
@@ -113,6 +114,10 @@ class PostgresConnection:
         """The first row."""
         return self._do(sql, values).fetchone()
 
+    def soon(self, sql: str, *values: object) -> Asked:
+        """Ask now; wait for the answer when it is wanted."""
+        return self._do(sql, values).fetchall
+
     def each(self, sql: str) -> Iterator[Row]:
         """Row by row, from a cursor in the database."""
         with self._raw.cursor(f"each_{secrets.token_hex(4)}") as cursor:
@@ -121,30 +126,33 @@ class PostgresConnection:
 
     def run(self, sql: str, *values: object) -> int:
         """Change rows; how many."""
-        return self._do(sql, values).rowcount
+        cursor = self._do(sql, values)
+        self._sync()
+        return cursor.rowcount
 
     def later(self, sql: str, *values: object, rows: int | None = None) -> None:
-        """Keep a change until the next statement that has an answer."""
-        self._later.append((sql, values, rows))
+        """Send a change; how it went is seen with the next answer."""
+        cursor = self._do(sql, values)
+        if rows is not None:
+            self._expected.append((cursor, rows))
 
     def settle(self) -> None:
-        """Do what was kept, in order and in one round trip."""
-        if not self._later:
-            return
-        kept, self._later = self._later, []
-        with self._raw.pipeline():
-            done = [(self._raw.execute(_spoken(sql), values), rows) for sql, values, rows in kept]
-        for cursor, rows in done:
-            assert rows in {None, cursor.rowcount}
+        """See that every change did what was expected of it."""
+        if self._expected:
+            self._sync()
+        for cursor, rows in self._expected:
+            assert cursor.rowcount == rows
 
     def _do(self, sql: str, values: Sequence[object]) -> psycopg.Cursor[Row]:
-        self.settle()
-        return self._cursor.execute(_spoken(sql), values)
+        return self._raw.execute(_spoken(sql), values)
+
+    def _sync(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.sync()
 
     def run_many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
         """The same change for each row of values."""
-        self.settle()
-        self._cursor.executemany(_spoken(sql), rows)
+        self._raw.cursor().executemany(_spoken(sql), rows)
 
     def last_number(self, table: str, column: str) -> int:
         """What the column's sequence says."""
@@ -159,10 +167,10 @@ class PostgresConnection:
 
     def select(self, query: Any) -> list[dict[str, Any]]:
         """The rows of a peewee query."""
-        self.settle()
         text, values = _DIALECT.get_sql_context().sql(query).query()
-        found = self._cursor.execute(text, values).fetchall()
-        names = [column.name for column in self._cursor.description or ()]
+        cursor = self._raw.execute(text, values)
+        found = cursor.fetchall()
+        names = [column.name for column in cursor.description or ()]
         return [dict(zip(names, row, strict=True)) for row in found]
 
     def announce(self, announcement: Announcement) -> None:
@@ -360,23 +368,22 @@ class PostgresStore:
                     raise
 
     def _transaction(self, session: _Session, raw: psycopg.Connection[Row], job: _Job) -> Any:
+        session.number += 1
+        ending = False
         try:
-            session.number += 1
-            raw.execute(_BEGIN.format(sql.Literal(session.name), sql.Literal(session.number)))
-            connection = PostgresConnection(raw)
-            value = job.work(connection)
-            connection.settle()
-            end = self._end(connection.announced)
+            with raw.pipeline() as pipeline:
+                raw.execute("BEGIN")
+                raw.execute(_NUMBERED, (session.name, session.number))
+                connection = PostgresConnection(raw, pipeline)
+                value = job.work(connection)
+                connection.settle()
+                if connection.announced:
+                    raw.execute("SELECT pg_notify(%s, %s)", (CHANNEL, pack(self._mark, connection.announced)))
+                ending = True
+                ended = raw.execute("COMMIT")
         except Exception as error:
-            self._roll_back(raw, error)
-            raise
-        try:
-            ended = raw.execute(end)
-            while ended.nextset():
-                pass
-        except psycopg.Error as error:
-            if not raw.broken and not raw.closed:  # it was refused, and has been rolled back
-                self._roll_back(raw, error)
+            if not ending or not isinstance(error, psycopg.Error) or not (raw.broken or raw.closed):
+                self._roll_back(raw, error)  # it failed, or its end was refused
                 raise
             session.drop()
             logger.warning("connection lost in a commit", extra={"error": _line(error)})
@@ -387,13 +394,6 @@ class PostgresStore:
         if connection.announced:
             self._listener(connection.announced)
         return value
-
-    def _end(self, announced: Sequence[Announcement]) -> sql.SQL | sql.Composed:
-        if not announced:
-            return sql.SQL("COMMIT")
-        return sql.SQL("SELECT pg_notify({}, {}); COMMIT").format(
-            sql.Literal(CHANNEL), sql.Literal(pack(self._mark, announced))
-        )
 
     def _roll_back(self, raw: psycopg.Connection[Row], error: Exception) -> None:
         """Undo a transaction that failed. _Lost when the connection is gone, Unavailable when there is no room."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 from kolejka.common.errors import Conflict, InputError, NotFound
 from kolejka.server.scheduling.fairness import Gate
 from kolejka.server.scheduling.queues import COLUMNS, Queue, QueueState
-from kolejka.server.storage.base import Connection, marks
+from kolejka.server.storage.base import Connection, marks, pieces
 
 _SELECT = f"SELECT name, {', '.join(COLUMNS)} FROM queues"  # noqa: S608 constants
 _SAVE = (
@@ -23,6 +25,13 @@ def find(db: Connection, name: str) -> Queue | None:
     """A queue by its name."""
     row = db.row(_SELECT + " WHERE name = ?", name)
     return Queue.from_row(row) if row else None
+
+
+def by_names(db: Connection, names: Collection[str]) -> dict[str, Queue]:
+    """Those of these queues that exist, by name."""
+    found = [Queue.from_row(row) for some in pieces(names)
+             for row in db.rows(f"{_SELECT} WHERE name IN ({marks(some)})", *some)]  # fmt: skip
+    return {queue.name: queue for queue in found}
 
 
 def get(db: Connection, name: str) -> Queue:
@@ -65,13 +74,12 @@ def delete(db: Connection, name: str) -> None:
     db.run("DELETE FROM queues WHERE name = ?", name)
 
 
-def gates(db: Connection) -> dict[str, Gate]:
-    """What each queue lets through to nodes."""
-    return {
+def gates(db: Connection) -> Callable[[], dict[str, Gate]]:
+    """Ask what each queue lets through to nodes."""
+    rows = db.soon("SELECT name, state, running, running_per_owner FROM queues")
+    return lambda: {
         name: Gate(state != QueueState.PAUSED, running, running_per_owner)
-        for name, state, running, running_per_owner in db.rows(
-            "SELECT name, state, running, running_per_owner FROM queues"
-        )
+        for name, state, running, running_per_owner in rows()
     }
 
 

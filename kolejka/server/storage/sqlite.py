@@ -28,7 +28,7 @@ from playhouse.cysqlite_ext import CySqliteDatabase
 
 from kolejka.common.errors import NodeError, Unavailable
 from kolejka.server.storage import schema
-from kolejka.server.storage.base import Announcement, Listener, Row, Work
+from kolejka.server.storage.base import Announcement, Asked, Listener, Row, Work
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -63,6 +63,11 @@ class SqliteConnection:
         found = self._raw.execute(_spoken(sql), values).fetchall()
         return found[0] if found else None
 
+    def soon(self, sql: str, *values: object) -> Asked:
+        """The rows at once: nothing is far away here."""
+        found = self.rows(sql, *values)
+        return lambda: found
+
     def each(self, sql: str) -> Iterator[Row]:
         """Row by row."""
         yield from self._raw.execute(sql)
@@ -73,7 +78,7 @@ class SqliteConnection:
         return int(self._raw.changes())
 
     def later(self, sql: str, *values: object, rows: int | None = None) -> None:
-        """Change rows, at once: nothing is far away here."""
+        """Change rows, at once as well."""
         changed = self.run(sql, *values)
         assert rows in {None, changed}
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kolejka.common.result import Result
 from kolejka.common.states import TASK_TRANSITIONS, TaskState
-from kolejka.server.storage import callbacks, events
-from kolejka.server.storage.base import Connection, TaskDone, TaskWaiting, marks, pieces
+from kolejka.server.storage import blobs, callbacks, events
+from kolejka.server.storage.base import Connection, TaskDone, TaskWaiting, lines, marks, pieces, table
 from kolejka.server.storage.leases import Held
 from kolejka.server.storage.models import Labels, Specs, Tasks, Users
 
@@ -64,64 +64,105 @@ class Filters:
     limit: int = 100
 
 
-def put(db: Connection, task: NewTask, now: float) -> int:
-    """A new waiting task; its number."""
-    db.later(
-        "INSERT INTO signatures (id, words) VALUES (?, ?) ON CONFLICT (id) DO NOTHING",
-        task.signature, task.signature_words,
-    )  # fmt: skip
-    row = db.row(
-        "INSERT INTO tasks (id, owner_id, state, queue, signature_id, rank, created_at, retry, idempotency_key)"
-        " VALUES (?, ?, 'waiting', ?, ?, ?, ?, ?, ?) RETURNING number",
-        task.id, task.owner_id, task.queue, task.signature, task.rank, now, task.retry, task.idempotency_key,
-    )  # fmt: skip
-    assert row is not None  # RETURNING gives the row that was made
-    number = int(row[0])
-    db.later(
-        "INSERT INTO specs (number, spec, name, image, labels) VALUES (?, ?, ?, ?, ?)",
-        number, task.spec, task.name, task.image, json.dumps(dict(task.labels)) if task.labels else None,
-    )  # fmt: skip
-    for key, value in task.labels.items():
-        db.later("INSERT INTO labels (key, value, number) VALUES (?, ?, ?)", key, value, number)
-    for sha in set(task.inputs):
-        db.later("INSERT INTO blob_references (number, sha, kind) VALUES (?, ?, 'input')", number, sha)
-    if task.callback_url is not None:
-        callbacks.order(db, number, task.id, task.owner_id, task.callback_url)
-    events.record(db, number, TaskState.WAITING, now)
-    db.announce(TaskWaiting(task.queue, task.signature, task.rank, task.owner_id, number))
-    return number
+def put(db: Connection, new: Sequence[NewTask], now: float) -> None:
+    """New waiting tasks, in their order."""
+    for some in pieces(new):
+        _put(db, some, now)
 
 
-def _move(to: TaskState, columns: Collection[str]) -> str:
-    """SQL that brings a task to a state from those that allow it."""
+def _put(db: Connection, new: Sequence[NewTask], now: float) -> None:
+    text, values = lines(sorted({(task.signature, task.signature_words) for task in new}))
+    db.later(f"INSERT INTO signatures (id, words) VALUES {text} ON CONFLICT (id) DO NOTHING", *values)  # noqa: S608 marks
+    text, values = lines([
+        (task.id, task.owner_id, "waiting", task.queue, task.signature, task.rank, now, task.retry,
+         task.idempotency_key)
+        for task in new
+    ])  # fmt: skip
+    number: dict[str, int] = dict(db.rows(
+        "INSERT INTO tasks (id, owner_id, state, queue, signature_id, rank, created_at, retry, idempotency_key)"  # noqa: S608 marks
+        f" VALUES {text} RETURNING id, number",
+        *values,
+    ))  # fmt: skip
+    text, values = lines([
+        (number[task.id], task.spec, task.name, task.image, json.dumps(dict(task.labels)) if task.labels else None)
+        for task in new
+    ])  # fmt: skip
+    db.later(f"INSERT INTO specs (number, spec, name, image, labels) VALUES {text}", *values)  # noqa: S608 marks
+    for some in pieces((key, value, number[task.id]) for task in new for key, value in task.labels.items()):
+        text, values = lines(some)
+        db.later(f"INSERT INTO labels (key, value, number) VALUES {text}", *values)  # noqa: S608 marks
+    blobs.refer(db, [(number[task.id], sha) for task in new for sha in task.inputs], "input")
+    for task in new:
+        if task.callback_url is not None:
+            callbacks.order(db, number[task.id], task.id, task.owner_id, task.callback_url)
+    events.record(db, number.values(), TaskState.WAITING, now)
+    for task in new:
+        db.announce(TaskWaiting(task.queue, task.signature, task.rank, task.owner_id, number[task.id]))
+
+
+def _move(to: TaskState, columns: Iterable[str], more: str = "", source: str = "") -> str:
+    """SQL that brings tasks to a state from those that allow it; which tasks, its caller adds.
+
+    ``columns`` are set to values, ``more`` from the columns of a ``source`` named ``v``.
+    """
     allowed = ", ".join(f"'{state}'" for state, targets in TASK_TRANSITIONS.items() if to in targets)
     changes = "".join(f", {name} = ?" for name in columns)
-    return f"UPDATE tasks SET state = '{to}'{changes} WHERE number = ? AND state IN ({allowed})"  # noqa: S608 names of ours
+    where = f" FROM {source} AS v" if source else ""
+    return f"UPDATE tasks SET state = '{to}'{changes}{more}{where} WHERE state IN ({allowed})"  # noqa: S608 names of ours
 
 
 def move(db: Connection, number: int, to: TaskState, *, now: float, **columns: object) -> bool:
     """Bring a task to a state, other columns with it; False when its state does not allow that (another was faster)."""
-    moved = bool(db.run(_move(to, columns), *columns.values(), number))
+    moved = bool(db.run(f"{_move(to, columns)} AND number = ?", *columns.values(), number))
     if moved:
-        events.record(db, number, to, now)
+        events.record(db, [number], to, now)
     return moved
 
 
 def move_in_hand(db: Connection, number: int, to: TaskState, *, now: float, **columns: object) -> None:
     """The same for a task that is in hand and whose state is known to allow it."""
-    db.later(_move(to, columns), *columns.values(), number, rows=1)
-    events.record(db, number, to, now)
+    db.later(f"{_move(to, columns)} AND number = ?", *columns.values(), number, rows=1)
+    events.record(db, [number], to, now)
 
 
-def finish(db: Connection, number: int, task_id: str, result: Result, *, text: str, now: float) -> None:
-    """The end of a task in hand: its result (``text`` is its JSON) is stored, and those who wait for it are told."""
-    move_in_hand(
-        db, number, TaskState.DONE, now=now, finished_at=now, outcome=result.outcome.value, verdict=result.limit,
-        exit_code=result.result,
-    )  # fmt: skip
-    db.later("INSERT INTO results (number, result) VALUES (?, ?)", number, text)
-    callbacks.owe(db, number, result.outcome.value, now)
-    db.announce(TaskDone(task_id))
+def run(db: Connection, begun: Mapping[int, int], node: str, now: float) -> None:
+    """Tasks in hand that waited run on a node from now on: number → lease."""
+    for some in pieces(begun.items()):
+        text, values = table(some, ("BIGINT", "BIGINT"))
+        db.later(
+            f"{_move(TaskState.RUNNING, ('node', 'started_at'), ', lease = v.column2', text)} AND number = v.column1",
+            node, now, *values, rows=len(some),
+        )  # fmt: skip
+    events.record(db, begun, TaskState.RUNNING, now)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The end of a task: ``text`` is the JSON of its result."""
+
+    number: int
+    task_id: str
+    result: Result
+    text: str
+
+
+def finish(db: Connection, ended: Sequence[Ended], now: float) -> None:
+    """The end of tasks in hand: their results are stored, and those who wait for them are told."""
+    for some in pieces(ended):
+        words = [(one.number, one.result.outcome.value, one.result.limit, one.result.result) for one in some]
+        text, values = table(words, ("BIGINT", "TEXT", "TEXT", "BIGINT"))
+        columns = ", outcome = v.column2, verdict = v.column3, exit_code = v.column4"
+        db.later(
+            f"{_move(TaskState.DONE, ('finished_at',), columns, text)} AND number = v.column1",
+            now, *values, rows=len(some),
+        )  # fmt: skip
+        text, values = lines([(one.number, one.text) for one in some])
+        db.later(f"INSERT INTO results (number, result) VALUES {text}", *values)  # noqa: S608 marks
+    numbers = [one.number for one in ended]
+    events.record(db, numbers, TaskState.DONE, now)
+    callbacks.owe(db, numbers, now)
+    for one in ended:
+        db.announce(TaskDone(one.task_id))
 
 
 def find(db: Connection, task_id: str) -> Found | None:
@@ -142,18 +183,30 @@ def take_in_hand(db: Connection, number: int) -> Found | None:
     return find(db, row[0]) if row else None
 
 
-def take_waiting(db: Connection, numbers: Collection[int]) -> set[int]:
+@dataclass(frozen=True)
+class Taken:
+    """A waiting task that is in hand."""
+
+    owner: str
+    spec: dict[str, Any]
+
+
+def take_waiting(db: Connection, numbers: Collection[int]) -> dict[int, Taken]:
     """Those of these tasks that wait and that nobody else has in hand; they change only here from now on."""
-    return {row[0] for some in pieces(numbers) for row in db.rows(
-        f"SELECT number FROM tasks WHERE state = 'waiting' AND number IN ({marks(some)}) FOR UPDATE SKIP LOCKED",  # noqa: S608 marks
+    return {number: Taken(owner, json.loads(spec)) for some in pieces(numbers) for number, owner, spec in db.rows(
+        "SELECT t.number, u.name, s.spec FROM tasks t JOIN specs s ON s.number = t.number"  # noqa: S608 marks
+        f" JOIN users u ON u.id = t.owner_id WHERE t.state = 'waiting' AND t.number IN ({marks(some)})"
+        " FOR UPDATE OF t SKIP LOCKED",
         *some,
     )}  # fmt: skip
 
 
-def id_by_key(db: Connection, owner_id: int, key: str) -> str | None:
-    """The task that this owner put under an idempotency key."""
-    row = db.row("SELECT id FROM tasks WHERE owner_id = ? AND idempotency_key = ?", owner_id, key)
-    return row[0] if row else None
+def ids_by_keys(db: Connection, owner_id: int, keys: Collection[str]) -> dict[str, str]:
+    """Key → the task that this owner put under it, of these idempotency keys."""
+    return {row[0]: row[1] for some in pieces(keys) for row in db.rows(
+        f"SELECT idempotency_key, id FROM tasks WHERE owner_id = ? AND idempotency_key IN ({marks(some)})",  # noqa: S608 marks
+        owner_id, *some,
+    )}  # fmt: skip
 
 
 def spec(db: Connection, number: int) -> dict[str, Any]:
@@ -169,13 +222,6 @@ def done_among(db: Connection, task_ids: Collection[str]) -> list[str]:
     return [row[0] for some in pieces(task_ids) for row in db.rows(
         f"SELECT id FROM tasks WHERE state = 'done' AND id IN ({marks(some)})", *some  # noqa: S608 marks
     )]  # fmt: skip
-
-
-def specs(db: Connection, numbers: Collection[int]) -> dict[int, dict[str, Any]]:
-    """Number → spec, for several tasks."""
-    return {row[0]: json.loads(row[1]) for some in pieces(numbers) for row in db.rows(
-        f"SELECT number, spec FROM specs WHERE number IN ({marks(some)})", *some  # noqa: S608 marks
-    )}  # fmt: skip
 
 
 def result(db: Connection, number: int) -> dict[str, Any]:
@@ -327,9 +373,9 @@ def listing(db: Connection, filters: Filters) -> list[dict[str, Any]]:
 
 def delete(db: Connection, number: int, now: float) -> None:
     """Forget a task and its result, and a call that is still owed. What it used stays in the accounting."""
-    events.record(db, number, events.DELETED, now)
-    for table in ("results", "specs", "labels", "blob_references", "attempts", "callbacks", "tasks"):
-        db.run(f"DELETE FROM {table} WHERE number = ?", number)  # noqa: S608 constants
+    events.record(db, [number], events.DELETED, now)
+    for place in ("results", "specs", "labels", "blob_references", "attempts", "callbacks", "tasks"):
+        db.run(f"DELETE FROM {place} WHERE number = ?", number)  # noqa: S608 constants
 
 
 def retentions(db: Connection) -> list[tuple[str, float]]:
@@ -353,12 +399,17 @@ def expired(db: Connection, queue: str, *, before: float, after: int, limit: int
     return [number for number, is_expired in rows if is_expired], int(rows[-1][0]) if len(rows) == limit else None
 
 
-def account(db: Connection, held: Held, result: Result, now: float) -> None:
-    """Record what an attempt used, to be charged to its owner."""
-    stats = result.stats
-    db.later(
-        "INSERT INTO accounting (lease, task_id, owner_id, queue, node, started_at, finished_at, outcome, cpu, wall,"
-        " memory_peak, cpus, charged) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
-        held.lease, held.task_id, held.owner_id, held.queue, held.node, held.started_at, now, result.outcome.value,
-        stats.cpu.usage, stats.time, stats.memory.max_usage, held.cpus,
-    )  # fmt: skip
+def account(db: Connection, ended: Iterable[tuple[Held, Result]], now: float) -> None:
+    """Record what attempts used, to be charged to their owners."""
+    rows = [
+        (held.lease, held.task_id, held.owner_id, held.queue, held.node, held.started_at, now, result.outcome.value,
+         result.stats.cpu.usage, result.stats.time, result.stats.memory.max_usage, held.cpus, 0)
+        for held, result in ended
+    ]  # fmt: skip
+    for some in pieces(rows):
+        text, values = lines(some)
+        db.later(
+            "INSERT INTO accounting (lease, task_id, owner_id, queue, node, started_at, finished_at, outcome, cpu,"  # noqa: S608 marks
+            f" wall, memory_peak, cpus, charged) VALUES {text}",
+            *values,
+        )

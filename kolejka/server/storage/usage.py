@@ -7,12 +7,12 @@ rows to their owners' usage, each once. So results of one owner never wait for e
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 from kolejka.server.scheduling.fairness import decayed
-from kolejka.server.storage.base import Connection, marks, pieces
+from kolejka.server.storage.base import Connection, Row, marks, pieces
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,17 @@ class Reservation:
     rank: int
 
 
-def of_owners(db: Connection, owners: Collection[int], *, half_life_s: float, now: float) -> dict[int, float]:
-    """Owner → CPU seconds, decayed until now."""
-    return {
-        row[0]: decayed(row[1], now - row[2], half_life_s)
+def of_owners(
+    db: Connection, owners: Collection[int], *, half_life_s: float, now: float
+) -> Callable[[], dict[int, float]]:
+    """Ask for owner → CPU seconds, decayed until now."""
+    asked = [
+        db.soon(f"SELECT owner_id, amount, at FROM owner_usage WHERE owner_id IN ({marks(some)})", *some)  # noqa: S608 marks
         for some in pieces(owners)
-        for row in db.rows(f"SELECT owner_id, amount, at FROM owner_usage WHERE owner_id IN ({marks(some)})", *some)  # noqa: S608 marks
-    }
+    ]
+    return lambda: {
+        owner: decayed(amount, now - at, half_life_s) for rows in asked for owner, amount, at in rows()
+    }  # fmt: skip
 
 
 def uncharged(db: Connection) -> bool:
@@ -78,9 +82,13 @@ def _charge(db: Connection, owner: int, charges: Collection[tuple[float, float]]
     ))  # fmt: skip
 
 
-def reservations(db: Connection, *, heard_after: float) -> list[Reservation]:
-    """The reservations that hold: the task still waits, the node takes tasks and was heard."""
-    rows = db.rows("SELECT node, number, owner_id, cpus FROM reservations")  # few, mostly none: no join of big tables
+def reservations(db: Connection, *, heard_after: float) -> Callable[[], list[Reservation]]:
+    """Ask for the reservations that hold: the task still waits, the node takes tasks and was heard."""
+    rows = db.soon("SELECT node, number, owner_id, cpus FROM reservations")  # few, mostly none: no join of big tables
+    return lambda: _holding(db, rows(), heard_after)
+
+
+def _holding(db: Connection, rows: list[Row], heard_after: float) -> list[Reservation]:
     waiting: dict[int, list[Any]] = {}
     active: set[str] = set()
     for some in pieces(rows):

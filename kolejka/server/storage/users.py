@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from kolejka.common.errors import Conflict, NotFound
-from kolejka.server.storage.base import Connection, marks, pieces
+from kolejka.server.storage.base import Connection
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,6 @@ def find_user(db: Connection, name: str) -> tuple[int, str]:
     if row is None:
         raise NotFound(f"there is no user {name!r}", field="user")
     return int(row[0]), str(row[1])
-
-
-def names(db: Connection, user_ids: Collection[int]) -> dict[int, str]:
-    """User id → name."""
-    return {row[0]: row[1] for some in pieces(user_ids) for row in db.rows(
-        f"SELECT id, name FROM users WHERE id IN ({marks(some)})", *some  # noqa: S608 marks
-    )}  # fmt: skip
 
 
 def list_users(db: Connection) -> list[dict[str, Any]]:

@@ -115,7 +115,7 @@ def test_a_step_that_is_rolled_back_was_none(store: Store) -> None:
     found = put(store, caller, url=None)
 
     def work(db: Connection) -> None:
-        events.record(db, found.number, events.CANCELLING, NOW)
+        events.record(db, [found.number], events.CANCELLING, NOW)
         raise NotAllowed("no")
 
     before = store.read(events.bounds).result()
@@ -142,7 +142,7 @@ def words(instance: str | None) -> NodeWords:
 
 def test_a_node_has_one_foreman_until_that_has_been_silent(store: Store) -> None:
     def hear(instance: str | None, now: float) -> None:
-        store.write(lambda db: nodes.heard(db, words(instance), 7, now, silent_before=now - 60)).result()
+        store.write(lambda db: nodes.heard(db, words(instance), 7, now, silent_before=now - 60)()).result()
 
     hear(None, NOW)
     hear("a", NOW + 1)
@@ -156,10 +156,13 @@ def test_a_node_has_one_foreman_until_that_has_been_silent(store: Store) -> None
 
 
 def test_a_node_that_is_asked_to_drain_takes_nothing(store: Store) -> None:
-    store.write(lambda db: nodes.heard(db, words(None), 7, NOW, silent_before=0)).result()
+    def hear() -> nodes.Standing:
+        return store.write(lambda db: nodes.heard(db, words(None), 7, NOW, silent_before=0)()).result()
+
+    assert hear().takes
     store.write(lambda db: nodes.ask(db, "anvil", nodes.DRAIN)).result()
-    assert not store.write(lambda db: nodes.takes_tasks(db, "anvil", 0)).result()
-    store.write(lambda db: nodes.heard(db, words(None), 7, NOW, silent_before=0)).result()
-    assert store.read(lambda db: nodes.asked(db, "anvil")).result() == nodes.DRAIN, "a beat does not undo it"
+    assert not store.write(lambda db: nodes.stands(db, "anvil")()).result().takes
+    assert (hear().takes, hear().asked) == (False, nodes.DRAIN), "a beat does not undo it"
     store.write(lambda db: nodes.ask(db, "anvil", None)).result()
-    assert store.write(lambda db: nodes.takes_tasks(db, "anvil", 0)).result()
+    assert store.write(lambda db: nodes.stands(db, "anvil")()).result().takes
+    assert not store.write(lambda db: nodes.stands(db, "nobody")()).result().takes

@@ -34,7 +34,7 @@ def test_what_was_used_is_charged_once_and_decides_who_goes_first(cluster: Clust
     first, second = cluster.put(ala), cluster.put(ola)
     assert (fold(cluster), fold(cluster)) == (1, 0)
     owed = cluster.store.read(
-        lambda db: usage.of_owners(db, [ala.user_id, ola.user_id], half_life_s=3600.0, now=cluster.wall + 3600.0)
+        lambda db: usage.of_owners(db, [ala.user_id, ola.user_id], half_life_s=3600.0, now=cluster.wall + 3600.0)()
     ).result()
     assert owed == {ala.user_id: pytest.approx(300.0)}
     assert ids(cluster, smith, slots=1) == second
@@ -95,13 +95,13 @@ def test_a_big_task_gets_a_node_reserved_and_short_ones_fill_the_time(
     assert [given.task_id for given in held.given] == short
     assert held.held
     assert held.offer is None
-    kept = cluster.store.read(lambda db: usage.reservations(db, heard_after=cluster.wall - 60)).result()
+    kept = cluster.store.read(lambda db: usage.reservations(db, heard_after=cluster.wall - 60)()).result()
     assert [(one.node, tasks_id(cluster, one.number)) for one in kept] == [("anvil", big[0])]
     cluster.finish(smith, running.lease)
     assert ids(cluster, smith, total=total, free={"cpus": 3}) == [], "a short one still runs; the long one waits"
     cluster.finish(smith, held.given[0].lease)
     assert ids(cluster, smith, total=total) == big
-    assert cluster.store.read(lambda db: usage.reservations(db, heard_after=0)).result() == []
+    assert cluster.store.read(lambda db: usage.reservations(db, heard_after=0)()).result() == []
     assert ids(cluster, smith, node="other", total=total) == long
 
 
