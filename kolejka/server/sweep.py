@@ -79,14 +79,8 @@ def _old_tasks(store: Store, now: float) -> int:
                 lambda db, q=queue, b=now - retention_s, a=after: tasks.expired(db, q, before=b, after=a, limit=LOOK)  # type: ignore[misc]
             ).result()
             for some in pieces(found, PIECE):
-                deleted += store.write(lambda db, numbers=some: _delete(db, numbers, now)).result()  # type: ignore[misc]
+                deleted += store.write(lambda db, numbers=some: len(tasks.delete(db, numbers, now))).result()  # type: ignore[misc]
     return deleted
-
-
-def _delete(db: Connection, numbers: list[int], now: float) -> int:
-    for number in numbers:
-        tasks.delete(db, number, now)
-    return len(numbers)
 
 
 def _unneeded_blobs(store: Store, bytes_: BlobStore, before: float) -> int:

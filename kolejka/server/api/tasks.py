@@ -267,9 +267,9 @@ async def delete_task(deps: Deps, call: Call) -> Answer:
 
     def work(db: Connection) -> None:
         found = find_task(db, task_id, call.caller)
-        if found.state is not TaskState.DONE:
+        if not tasks.delete(db, [found.number], now):
+            found = find_task(db, task_id, call.caller)  # not there any more, or not done yet
             raise Conflict(f"this task is {found.state}; cancel it first")
-        tasks.delete(db, found.number, now)
         _record_for_others(db, call.caller, found, "task.delete", now)
 
     await ask(deps.store.write(work))

@@ -371,11 +371,26 @@ def listing(db: Connection, filters: Filters) -> list[dict[str, Any]]:
     return db.select(query.order_by(Tasks.number.desc()).limit(filters.limit))
 
 
-def delete(db: Connection, number: int, now: float) -> None:
-    """Forget a task and its result, and a call that is still owed. What it used stays in the accounting."""
-    events.record(db, [number], events.DELETED, now)
-    for place in ("results", "specs", "labels", "blob_references", "attempts", "callbacks", "tasks"):
-        db.run(f"DELETE FROM {place} WHERE number = ?", number)  # noqa: S608 constants
+def delete(db: Connection, numbers: Collection[int], now: float) -> set[int]:
+    """Forget those of these tasks that are done, their results, and calls that are still owed; which they are.
+
+    What is not done, or was forgotten by somebody else just now, is left alone. What a task used stays in the
+    accounting.
+    """
+    deleted: set[int] = set()
+    for some in pieces(sorted(numbers)):
+        here = marks(some)
+        db.rows(f"SELECT lease FROM attempts WHERE number IN ({here}) ORDER BY lease FOR UPDATE", *some)  # noqa: S608 marks
+        done = [row[0] for row in db.rows(
+            f"SELECT number FROM tasks WHERE state = 'done' AND number IN ({here}) ORDER BY number FOR UPDATE", *some  # noqa: S608 marks
+        )]  # fmt: skip
+        if not done:
+            continue
+        events.record(db, done, events.DELETED, now)
+        for place in ("results", "specs", "labels", "blob_references", "attempts", "callbacks", "tasks"):
+            db.later(f"DELETE FROM {place} WHERE number IN ({marks(done)})", *done)  # noqa: S608 constants
+        deleted.update(done)
+    return deleted
 
 
 def retentions(db: Connection) -> list[tuple[str, float]]:

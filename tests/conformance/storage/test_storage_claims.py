@@ -76,7 +76,7 @@ def test_lease_numbers_only_grow_even_when_tasks_are_deleted(cluster: Cluster, a
         seen.append(given.lease)
         cluster.finish(smith, given.lease)
         at = number(cluster, task_id)
-        cluster.store.write(lambda db, at=at: tasks.delete(db, at, 0.0)).result()  # type: ignore[misc]
+        cluster.store.write(lambda db, at=at: tasks.delete(db, [at], 0.0)).result()  # type: ignore[misc]
     assert seen == sorted(set(seen))
 
 
@@ -501,7 +501,7 @@ def test_a_deleted_task_leaves_only_its_accounting(cluster: Cluster, ala: Caller
     (given,) = cluster.claim(smith).given
     cluster.finish(smith, given.lease)
     at = number(cluster, task_id)
-    cluster.store.write(lambda db: tasks.delete(db, at, 0.0)).result()
+    cluster.store.write(lambda db: tasks.delete(db, [at], 0.0)).result()
     for table in ("tasks", "specs", "results", "labels", "attempts", "leases", "blob_references"):
         assert cluster.store.read(lambda db, t=table: db.row(f"SELECT COUNT(*) FROM {t}")).result() == (0,)  # type: ignore[misc]
     assert cluster.store.read(lambda db: db.row("SELECT COUNT(*) FROM accounting")).result() == (1,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections import Counter
@@ -12,8 +13,10 @@ import pytest
 
 from kolejka.common.errors import Conflict
 from kolejka.server.scheduling import claims
+from kolejka.server.scheduling.claims import Given
 from kolejka.server.storage import tasks
 from kolejka.server.storage.base import Announcement, Store
+from kolejka.server.storage.tasks import Filters
 from tests.conformance.storage.conftest import Cluster, MakeStore
 
 THREADS = 8
@@ -99,6 +102,55 @@ def test_a_result_handed_in_by_many_counts_once(clusters: list[Cluster], crew: T
 
         assert set(at_once(crew, finish)) == {"done"}
     assert clusters[0].store.read(lambda db: db.row("SELECT COUNT(*) FROM accounting")).result() == (20,)
+
+
+@pytest.mark.parametrize("ran", [True, False])
+def test_a_task_deleted_by_many_is_deleted_once_and_told_once(
+    clusters: list[Cluster], crew: ThreadPoolExecutor, ran: bool
+) -> None:
+    """While its result is handed in again, which takes the same rows; or though it has no attempt to be taken."""
+    ala, smith = clusters[0].user("ala"), clusters[0].user("smith")
+    for _ in range(5):
+        given: list[Given] = []
+        for task_id in clusters[0].put(ala, count=8):
+            if ran:
+                given += clusters[0].claim(smith, slots=1).given
+                clusters[0].finish(smith, given[-1].lease)
+            else:
+                clusters[0].store.write(
+                    lambda db, task_id=task_id: claims.cancel(db, tasks.find(db, task_id), clusters[0].now)  # type: ignore[misc]
+                ).result()
+        numbers = [row["number"] for row in clusters[0].store.read(lambda db: tasks.listing(db, Filters())).result()]
+
+        def end(place: int, numbers: list[int] = numbers, given: list[Given] = given) -> int:
+            cluster = clusters[place % len(clusters)]
+            if place < THREADS // 2:
+                return len(cluster.store.write(lambda db: tasks.delete(db, numbers[::-1], cluster.wall)).result())
+            for one in given:
+                with contextlib.suppress(Conflict):  # deleted before
+                    cluster.finish(smith, one.lease)
+            return 0
+
+        assert sum(at_once(crew, end)) == 8  # type: ignore[arg-type]
+    told = clusters[0].store.read(lambda db: db.row("SELECT COUNT(*) FROM events WHERE what = 'deleted'")).result()
+    assert told == (40,)
+
+
+def test_a_task_that_is_not_done_is_not_deleted_whoever_claims_it(
+    clusters: list[Cluster], crew: ThreadPoolExecutor
+) -> None:
+    ala, smith = clusters[0].user("ala"), clusters[0].user("smith")
+    clusters[0].put(ala, count=80)
+    numbers = [row["number"] for row in clusters[0].store.read(lambda db: tasks.listing(db, Filters())).result()]
+
+    def act(place: int) -> int:
+        cluster = clusters[place % len(clusters)]
+        if place % 2:
+            return len(cluster.store.write(lambda db: tasks.delete(db, numbers, cluster.wall)).result())
+        return -len(cluster.claim(smith, f"node{place}", slots=20).given)
+
+    assert sum(at_once(crew, act)) == -80  # type: ignore[arg-type]
+    assert clusters[0].store.read(lambda db: db.row("SELECT COUNT(*) FROM attempts")).result() == (80,)
 
 
 def test_whoever_ends_an_attempt_first_ends_it(clusters: list[Cluster], crew: ThreadPoolExecutor) -> None:

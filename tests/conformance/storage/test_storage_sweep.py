@@ -13,7 +13,9 @@ import pytest
 from kolejka.common.errors import InputError, Unavailable
 from kolejka.common.result import ResultFile
 from kolejka.common.settings import ServerSettings
+from kolejka.common.states import TaskState
 from kolejka.server.auth.tokens import Caller
+from kolejka.server.scheduling import claims
 from kolejka.server.storage import blobs, tasks
 from kolejka.server.storage.base import Store
 from kolejka.server.storage.blob_folder import BlobFolder
@@ -60,7 +62,9 @@ class Depot:
         def work(db: object) -> None:
             found = tasks.find(db, task_id)  # type: ignore[arg-type]
             assert found is not None
-            tasks.delete(db, found.number, self.cluster.wall)  # type: ignore[arg-type]
+            if found.state is TaskState.WAITING:
+                claims.cancel(db, found, self.cluster.now)  # type: ignore[arg-type]
+            assert tasks.delete(db, [found.number], self.cluster.wall)  # type: ignore[arg-type]
 
         self.cluster.store.write(work).result()
 
