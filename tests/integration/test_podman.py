@@ -95,6 +95,11 @@ def test_gpus_which_podman_would_silently_not_give_are_refused(execute: Execute,
         execute("true", tools=replace(tools, find_gpus=lambda _: driver.gpus()), limits={"gpus": 1})
 
 
+def test_how_the_node_was_booted_is_not_told(execute: Execute) -> None:
+    _, folder = execute("cat /proc/cmdline; ls /sys/firmware")
+    assert (folder / "stdout").read_text() == ""
+
+
 def test_the_payload_is_as_confined_as_under_docker(execute: Execute, tools: Tools) -> None:
     _, folder = execute(
         "cat /proc/self/status; cat /proc/net/route; ls /sys/fs/cgroup; unshare -U true || echo refused"

@@ -52,6 +52,14 @@ LABEL: Final = "kolejka.run"
 _API_TIMEOUT_S: Final = 300
 
 
+MASKED: Final = (
+    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+    "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+    "/sys/devices/virtual/powercap", "/proc/cmdline",
+)  # fmt: skip
+"""What no container sees: Docker's own list (``oci/defaults.go``), which ours replaces, and how the node was booted."""
+
+
 class DockerTask(Held):
     """A payload in a container."""
 
@@ -218,13 +226,14 @@ class Docker:
             network_mode="default" if run.network else "none",
             cgroupns="private",
             cap_drop=["ALL"],
-            security_opt=["no-new-privileges", f"seccomp={self._profile}"],
+            security_opt=["no-new-privileges", f"seccomp={self._profile}", *self._podman_masks],
             log_config=docker.types.LogConfig(type="none"),
             read_only=not layered,
             tmpfs={"/sys/fs/cgroup": "ro,size=4k,mode=555"},  # in place of the host's control groups
             init=False,
             device_requests=requests,
         )
+        host["MaskedPaths"] = list(MASKED)  # the library has no word for it
         self.client.create_container(
             run.image,
             name=run.name,
@@ -246,6 +255,11 @@ class Docker:
     def _is_podman(self) -> bool:
         parts = self.client.version().get("Components") or []
         return any("podman" in str(part.get("Name")).lower() for part in parts)
+
+    @property
+    def _podman_masks(self) -> list[str]:
+        """Podman hears of masks by another word than Docker."""
+        return ["mask=/proc/cmdline"] if self._is_podman else []
 
     @cached_property
     def _profile(self) -> str:

@@ -243,6 +243,7 @@ class Sandbox:
                     options += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
             options += ["--bind", str(private_folder(scratch / "tmp", run.uid, 0o1777)), "/tmp"]
             options += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"]
+            options += ["--dev-bind", "/dev/null", "/proc/cmdline"]  # how the node was booted is no payload's business
             for name, device in run.devices.items():
                 options += ["--dev-bind", str(mounts.reach(device)), f"/dev/{name}"]
             options += ["--remount-ro", "/dev"]

@@ -520,6 +520,12 @@ def test_dev_is_minimal_and_holds_no_disk(execute: Execute) -> None:
 
 
 @isolating
+def test_how_the_node_was_booted_is_not_told(execute: Execute) -> None:
+    done = execute(sh("cat /proc/cmdline && ls /sys/firmware/ 2>/dev/null"))
+    assert done.stdout == ""
+
+
+@isolating
 def test_nothing_below_proc_sys_can_be_written(execute: Execute) -> None:
     # Some belong to the payload's own namespaces. Opened, and nothing written.
     script = "find /proc/sys -type f 2>/dev/null | while read -r f; do (: >> $f) 2>/dev/null && echo $f; done; echo end"
