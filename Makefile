@@ -10,6 +10,8 @@ PYTEST ?= $(BIN)/python -m pytest
 SOURCES := kolejka tests tools
 
 FAST_TESTS := tests/unit tests/architecture
+# Tests that touch the machine stay together in one of two processes (tests/conftest.py).
+SIDE_BY_SIDE := -n 2 --dist loadgroup
 SLOW_TESTS := $(wildcard tests/conformance tests/integration tests/compat tests/e2e tests/faults tests/hostile tests/soak)
 
 .DEFAULT_GOAL := help
@@ -24,7 +26,7 @@ demo: $(VENV)/installed-all ## run one task through a server, an observer and a 
 	@$(BIN)/python tools/demo.py
 
 test: setup lint ## every test there is, real neighbours included (under 10 minutes)
-	$(PYTEST) $(FAST_TESTS) $(SLOW_TESTS)
+	$(PYTEST) $(SIDE_BY_SIDE) $(FAST_TESTS) $(SLOW_TESTS)
 
 check: $(VENV)/installed-dev lint ## what one runs all day: format, lint, types, imports, fast tests (under a minute)
 	$(PYTEST) -q $(FAST_TESTS)

@@ -3,7 +3,8 @@
 Processes are known by a word in their environment, which children inherit; a payload, whose environment is its own, by
 the control group it keeps alive. Control groups and mounts are known by their names: those of the tests hold
 ``kolejka``. What was there before the first test, or is named after another session (``kolejka-test-<pid>…``), is
-somebody else's.
+somebody else's. A session that shares its tests out to worker processes is one session: whoever shares them out looks,
+before the first and after the last of them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 from tests.support import wait_until
 
 MARK = "KOLEJKA_TEST_SESSION"
+OURS = {os.getpid()}
+"""the processes of this session after which things are named"""
 _PID_IN_NAME = re.compile(r"kolejka-test-(?:\w+-)?(\d+)")
 
 
@@ -65,7 +68,7 @@ def _processes() -> frozenset[str]:
 
 def _is_of_another_session(name: str) -> bool:
     match = _PID_IN_NAME.search(name)
-    return match is not None and int(match[1]) != os.getpid()
+    return match is not None and int(match[1]) not in OURS
 
 
 def _groups() -> frozenset[str]:

@@ -69,9 +69,6 @@ class Podman(Docker):
                 self.call("DELETE", f"/containers/{name}?force=1")
         if self._service is not None:
             self._service.stop()
-        for place in reversed(_mounts(self.folder)):
-            subprocess.run(["umount", "--lazy", place], check=False, capture_output=True)
-        wait_until(lambda: not _mounts(self.folder), about=f"nothing is mounted below {self.folder}")
         if not self._had_group:
             for group in _groups():
                 for child in sorted(group.glob("**/"), reverse=True):
@@ -81,7 +78,11 @@ class Podman(Docker):
         return left
 
     def _removed(self) -> bool:
-        """Its last helpers still write for a moment."""
+        """Its last helpers still write and mount for a moment."""
+        for place in reversed(_mounts(self.folder)):
+            subprocess.run(["umount", "--lazy", place], check=False, capture_output=True)
+        if _mounts(self.folder):
+            return False
         shutil.rmtree(self.folder, ignore_errors=True)
         return not self.folder.exists()
 
