@@ -2,7 +2,8 @@
 
 Each worker process (process.py) does one job at a time; ``run`` is called from as many threads as there are slots and
 blocks. A process that dies takes its payload along (the sandbox dies with its parent, the session with its creator, a
-container is removed here by its name); ``run`` then returns an ``error`` result and a new process takes its place.
+container is removed here by its name); ``run`` then returns an ``error`` result and a new process takes its place. A
+job of which nothing had run yet is given to another process instead, once: it may be the job that kills them.
 """
 
 from __future__ import annotations
@@ -91,6 +92,8 @@ class _Turn:
     worker: Worker | None = None
     ordered: Outcome | None = None
     ordered_at: float = 0.0
+    again: bool = False
+    """whether a process died over it before anything of it ran"""
 
 
 class Pool:
@@ -127,16 +130,20 @@ class Pool:
         with self._change:
             self._turns.append(turn)
         try:
-            turn.worker = self._take(turn)
-            while turn.worker is not None and turn.worker.process.poll() is not None:
-                self._discard(turn.worker)  # it died while nobody used it
-                turn.worker = self._take(turn)
-            if turn.worker is None:
-                return write_error(job, "cancelled before it started", turn.ordered or Outcome.CANCELLED)
-            return self._converse(turn, turn.worker)
+            return self._give(turn)
         finally:
             with self._change:
                 self._turns.remove(turn)
+
+    def _give(self, turn: _Turn) -> Result:
+        """Have a process that lives do it."""
+        turn.worker = self._take(turn)
+        while turn.worker is not None and turn.worker.process.poll() is not None:
+            self._discard(turn.worker)  # it died while nobody used it
+            turn.worker = self._take(turn)
+        if turn.worker is None:
+            return write_error(turn.job, "cancelled before it started", turn.ordered or Outcome.CANCELLED)
+        return self._converse(turn, turn.worker)
 
     def cancel(self, job: Job, outcome: Outcome = Outcome.CANCELLED) -> None:
         """End a job: its payload is killed at once and ``run`` returns with that outcome. Done already is fine."""
@@ -254,13 +261,17 @@ class Pool:
         return max(0.0, turn.ordered_at + CANCEL_TIMEOUT_S - time.monotonic())
 
     def _bury(self, turn: _Turn, worker: Worker, message: str) -> Result:
-        """Clean up after a dead process, replace it, and tell what happened."""
+        """Clean up after a dead process, replace it, and tell what happened; or have it done by another one."""
+        unborn = worker.run is None and not turn.again
         self._discard(worker)
         try:
             sweep(Tools(self._settings))
         except KolejkaError as error:
             logger.warning("left-over not removed", extra={"run": worker.run, "reason": str(error)})
         _empty(turn.job.result)
+        if unborn:
+            turn.again, turn.worker = True, None
+            return self._give(turn)
         return write_error(turn.job, message, turn.ordered or Outcome.ERROR)
 
     def _replace(self) -> None:

@@ -112,6 +112,38 @@ def test_a_job_cancelled_before_its_turn_never_starts(pool: Pool, settings: Work
         thread.join(30)
 
 
+def test_a_job_of_which_nothing_ran_goes_to_another_worker_when_its_own_dies(pool: Pool, tmp_path: Path) -> None:
+    for worker in pool._all:
+        os.kill(worker.process.pid, signal.SIGSTOP)
+    results: list[Result] = []
+    thread = threading.Thread(target=lambda: results.append(pool.run(job(tmp_path, ["true"]))))
+    thread.start()
+    wait_until(lambda: pool._turns and pool._turns[0].worker)
+    taken, other = pool._turns[0].worker, pool._idle[0]
+    assert taken is not None
+    os.kill(other.process.pid, signal.SIGCONT)
+    os.kill(taken.process.pid, signal.SIGKILL)
+    thread.join(60)
+    assert results[0].outcome is Outcome.OK
+    wait_until(lambda: len(pool._idle) == 2)
+
+
+def test_a_job_over_which_workers_die_before_it_runs_is_an_error(pool: Pool, tmp_path: Path) -> None:
+    for worker in pool._all:
+        os.kill(worker.process.pid, signal.SIGSTOP)
+    results: list[Result] = []
+    thread = threading.Thread(target=lambda: results.append(pool.run(job(tmp_path, ["true"]))))
+    thread.start()
+    for again in (False, True):
+        wait_until(lambda: pool._turns[0].again is again and pool._turns[0].worker)  # noqa: B023 - waited for here
+        taken = pool._turns[0].worker
+        assert taken is not None
+        os.kill(taken.process.pid, signal.SIGKILL)
+    thread.join(60)
+    assert results[0].outcome is Outcome.ERROR
+    assert "died" in (results[0].message or "")
+
+
 def test_a_worker_that_dies_takes_its_payload_along_and_is_replaced(
     pool: Pool, settings: WorkerSettings, tmp_path: Path
 ) -> None:
