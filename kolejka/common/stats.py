@@ -9,9 +9,11 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from kolejka.common.errors import InputError
+
+_PLAIN: Final = (int, float)
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,18 @@ class _Figures:
     def to_json(self) -> dict[str, Any]:
         """To JSON, absent figures left out; a group without any figure is left out as well."""
         data: dict[str, Any] = {}
-        for name in _declared(type(self)):  # type: ignore[arg-type] # the same
-            value = getattr(self, name)
+        for name, value in vars(self).items():  # in the order of their declaration
+            if value is None:
+                continue
             if isinstance(value, _Figures):
-                value = value.to_json() or None
-            elif isinstance(value, Mapping):
-                value = {key: figures.to_json() for key, figures in value.items()} or None
-            if value is not None:
+                group = value.to_json()
+            elif type(value) in _PLAIN:
                 data[name] = value
+                continue
+            else:
+                group = {key: figures.to_json() for key, figures in value.items()}
+            if group:
+                data[name] = group
         return data
 
     def replace(self, **values: Any) -> Self:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kolejka.common.errors import Conflict, InputError, KolejkaError, NodeError, NotFound
 from kolejka.common.limits import Limits
 from kolejka.common.stats import Stats
-from kolejka.observer.cgroups.files import GroupGone
+from kolejka.observer.cgroups.files import GroupGone, read_whole
 from kolejka.observer.cgroups.interface import Alarm, Group
 from kolejka.observer.events import Timer
 from kolejka.observer.reports import ENFORCED, Report
@@ -35,8 +35,7 @@ _ALARM_PATIENCE: Final = 8
 def start_time(pid: int) -> int | None:
     """When a process started, in ticks since boot: with the pid it names a process once for all; None = gone."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as source:
-            return int(source.read().rpartition(b")")[2].split()[19])
+        return int(read_whole(b"/proc/%d/stat" % pid).rpartition(b")")[2].split(None, 20)[19])
     except (FileNotFoundError, ProcessLookupError):
         return None
 

@@ -58,6 +58,19 @@ def explain(path: bytes, error: OSError, action: str) -> KernelFileError:
     return KernelFileError(f"{shown}: the kernel refused to {action} it: {error.strerror}", number=error.errno or 0)
 
 
+def read_whole(path: bytes) -> bytes:
+    """All that a small kernel file says, by three system calls where that is enough. OSError as from ``open``."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(descriptor, 65536)
+        if len(text) > 2048:  # longer files may come in pieces; for the short ones a second read is waste
+            while piece := os.read(descriptor, 65536):
+                text += piece
+    finally:
+        os.close(descriptor)
+    return text
+
+
 class Door:
     """Reads and writes small kernel files. Paths are absolute and bytes, as ``cgroupspy`` keeps them."""
 
@@ -79,15 +92,7 @@ class Door:
             raise explain(path, error, "read") from None
 
     def _read(self, path: bytes) -> str:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            text = os.read(descriptor, 65536)
-            if len(text) > 2048:  # longer files may come in pieces; for the short ones a second read is waste
-                while piece := os.read(descriptor, 65536):
-                    text += piece
-        finally:
-            os.close(descriptor)
-        return text.decode("ascii", "replace").strip()
+        return read_whole(path).decode("ascii", "replace").strip()
 
     def write(self, path: bytes, text: str) -> None:
         """Write in one call, as the kernel wants it. KernelFileError carries the kernel's errno."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from kolejka.observer.cgroups.files import explain
+from kolejka.observer.cgroups.files import explain, read_whole
 from kolejka.observer.cgroups.interface import no_such_process
 
 _FLAGS: Final = frozenset({
@@ -87,8 +87,7 @@ def process_paths(pid: int | str) -> dict[str, str]:
     """Where a process is: controller → path, version 2 under the empty name. NotFound when it is gone."""
     path = f"/proc/{pid}/cgroup"
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as source:
-            lines = source.read().splitlines()
+        lines = os.fsdecode(read_whole(os.fsencode(path))).splitlines()
     except (FileNotFoundError, ProcessLookupError):
         raise no_such_process(int(pid)) from None
     except OSError as error:
