@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST ?= $(BIN)/python -m pytest
-SOURCES := kolejka tests tools
+SOURCES := kolejka tests tools image
 
 FAST_TESTS := tests/unit tests/architecture
 # Tests that touch the machine stay together in one of two processes (tests/conftest.py).
@@ -15,7 +15,7 @@ SIDE_BY_SIDE := -n 2 --dist loadgroup
 SLOW_TESTS := $(wildcard tests/conformance tests/integration tests/compat tests/e2e tests/faults tests/hostile tests/soak)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-v2 check bench bench-accuracy soak chaos format docs setup packages clean
+.PHONY: help demo test test-v2 test-image image check bench bench-accuracy soak chaos format docs setup packages clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -31,9 +31,19 @@ test: setup lint ## every test there is, real neighbours included (under 10 minu
 check: $(VENV)/installed-dev lint ## what one runs all day: format, lint, types, imports, fast tests (under a minute)
 	$(PYTEST) -q $(FAST_TESTS)
 
-test-v2: setup ## tests of observer, runtimes and hostile programs in virtual machines with control groups v2
-	@tools/packages mmdebstrap mke2fs qemu-system-x86_64
+test-v2: setup ## tests of observer, runtimes and hostile programs inside the node image, on control groups v2
+	@tools/packages mmdebstrap mksquashfs mke2fs qemu-system-x86_64
 	$(BIN)/python -m tests.machine
+
+image: $(VENV)/installed-dev ## the node image: kernel, initrd, squashfs, USB disk, ISO, iPXE (ENGINE=, KERNEL=, GPU=, PACKAGES=)
+	@tools/packages mmdebstrap mksquashfs sfdisk mcopy xorriso
+	$(BIN)/python -m image $(if $(ENGINE),--engine $(ENGINE)) $(if $(KERNEL),--kernel $(KERNEL)) $(if $(GPU),--gpu $(GPU)) \
+		$(if $(PACKAGES),--packages '$(PACKAGES)')
+
+IMAGE_TESTS := mmdebstrap mksquashfs mke2fs qemu-system-x86_64 sfdisk mcopy xorriso OVMF ipxe ssh
+test-image: setup ## boot the node image in every way there is and run tasks on it (emulated: half an hour)
+	@tools/packages $(IMAGE_TESTS)
+	KOLEJKA_TEST_REQUIRES='root image' $(PYTEST) -v tests/image
 
 bench-accuracy: setup ## measure the measurement: figures of results against ground truth (bench-accuracy.json)
 	$(BIN)/python -m tests.bench.accuracy

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE = sorted(path for folder in ("kolejka", "tests", "tools") for path in (ROOT / folder).rglob("*.py"))
+CODE = sorted(path for folder in ("kolejka", "image", "tests", "tools") for path in (ROOT / folder).rglob("*.py"))
 OURS = [path for path in CODE if path.is_relative_to(ROOT / "kolejka")]
 TESTS = [path for path in CODE if path.is_relative_to(ROOT / "tests")]
 

@@ -1,9 +1,8 @@
 """``python -m tests.machine [PYTEST ARGUMENT…]``: run tests inside small virtual machines with unified cgroup v2.
 
-A machine is Debian with its own kernel, booted by qemu; without usable KVM it is emulated in software. Its root file
-system is built once from Debian packages and the wheels of this environment and kept below ``build/machine`` under the
-hash of what went in (``root.py``); the tree under test travels on a second disk at every run, and the report comes
-back on a third one (``boot.py``).
+A machine is the node's own image (``image/``) in a flavour with Docker and a compiler, booted by qemu; without usable
+KVM it is emulated in software. The image is kept below ``build/image`` under the hash of what went in; the tests are
+a layer over it, made at every run (``layer.py``), and the report comes back on a disk (``boot.py``).
 
 Without arguments everything that touches control groups runs, shared out to machines side by side. With arguments one
 machine runs what they name. Nothing may be skipped there for want of a neighbour. The exit status is pytest's.
@@ -17,8 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from tests.machine.boot import run_in_machines
-from tests.machine.root import MachineError, built_root
+from image.build import BuildError
+from tests.machine.boot import MachineError, run_in_machines
+from tests.machine.layer import built_image
 
 PROJECT: Final = Path(__file__).parents[2]
 SHARES: Final = (
@@ -47,18 +47,17 @@ def main() -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for pytest in one machine; default: see above")
     options = parser.parse_args()
     try:
-        root = built_root(PROJECT)
+        image = built_image()
         with tempfile.TemporaryDirectory(prefix="kolejka-machine-") as scratch:
             return run_in_machines(
-                PROJECT,
-                root,
+                image,
                 [options.arguments] if options.arguments else SHARES,
                 requires=options.requires,
                 output=options.output,
                 scratch=Path(scratch),
                 timeout_s=options.timeout,
             )
-    except MachineError as error:
+    except (BuildError, MachineError) as error:
         print(f"tests.machine: {error}", file=sys.stderr)
         return 125
 

@@ -1,8 +1,9 @@
-"""Booting machines: three disks each (root, tree under test, report), a serial console, one exit status.
+"""Running tests inside machines: four disks each (image, tests, report, scratch), a serial console, one exit status.
 
-The root file system is shared and never changed: each machine writes into a throw-away layer of its own. The tree is
-brought ready to run, compiled and installed on the host, because everything is some twenty times slower inside an
-emulated machine. Several machines run side by side; emulation uses one processor of the host for each.
+The image is the node's own, in the flavour of ``layer.py``; the tests are a layer over it. What is written lies on a
+scratch disk of the machine's own. The tree is brought ready to run, compiled on the host, because everything is some
+twenty times slower inside an emulated machine. Several machines run side by side; emulation uses one processor of the
+host for each.
 
 A machine is done when it has written its report (a tar file on the third disk: pytest's status, its XML, its log) and
 powered off. One that ends without it, or does not end in time, is a ``MachineError`` that shows its console's last
@@ -26,22 +27,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
-from tests.machine.root import MachineError, Root, run
+from image.build import Image
+from tests.machine.layer import pack_layer, prepare_layer
+from tests.machine.qemu import BARE, EMULATED, EMULATED_SLOWNESS, QUICK_WORDS, accelerator, drive, write_scratch
 
 REPORT_SIZE: Final = 16 << 20
 MEMORY: Final = "3072"
 TAIL_LINES: Final = 60
 GRACE_S: Final = 60.0
 """What a machine may take beyond the time of its tests: to boot, to write the report."""
-TRIAL_S: Final = 30.0
 
 RUN_TESTS: Final = """\
-# Run the tests of this disk, and write the report onto the third one.
+# Run the tests of this layer, and write the report onto the third disk.
 set -u
-mkdir -p /report
-cd /mnt/tree
-. /mnt/environment
-cp -a /mnt/prefix/. /opt/venv/
+mkdir -p /report /var/lib/kolejka/tmp
+# engines lay overlays below /tmp, and the root is one: it must be another file system
+mount --bind /var/lib/kolejka/tmp /tmp
+chmod 1777 /tmp
+cd /opt/tests/tree
+. /opt/tests/environment
 {
     eval "timeout --signal=INT --kill-after=20 $SECONDS_ALLOWED \
         python -m pytest -p no:cacheprovider --color=no --tb=short --durations=15 -o faulthandler_timeout=240 \
@@ -51,18 +55,10 @@ cp -a /mnt/prefix/. /opt/venv/
 tar -C /report -cf /dev/vdc .
 sync
 """
-KERNEL_WORDS: Final = (
-    "root=/dev/vda rw console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off selinux=0 apparmor=0 audit=0 "
-    "rcupdate.rcu_expedited=1 systemd.show_status=false"
-)
-EMULATED: Final = ("-accel", "tcg,thread=single", "-cpu", "qemu64,-cx16", "-smp", "2")
-"""Multi-threaded emulation crashes guests now and then; one thread with a plain processor model does not."""
-EMULATED_SLOWNESS: Final = 6
-"""How many times longer tests may take in an emulated machine; they do take some twenty times longer, waits do not."""
-VIRTUAL: Final = ("-accel", "kvm", "-cpu", "host", "-smp", "2")
-BARE: Final = (
-    "-machine", "q35", "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
-)  # fmt: skip
+
+
+class MachineError(Exception):
+    """The machine cannot be built or booted; the message says why and what helps."""
 
 
 @dataclass
@@ -102,89 +98,58 @@ class Report:
     failures: tuple[str, ...]
 
 
-def accelerator(kernel: Path) -> tuple[str, ...]:
-    """Words for qemu: KVM where a kernel comes up with it, else emulation.
-
-    The device file alone tells nothing: it opens on machines where every guest hangs.
-    """
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    if {"vmx", "svm"}.isdisjoint(flags) or not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return EMULATED
-    return VIRTUAL if comes_up(kernel, VIRTUAL) else EMULATED
-
-
-def comes_up(kernel: Path, words: Sequence[str]) -> bool:
-    """Whether a kernel without any root file system gets as far as missing it."""
-    command = ["qemu-system-x86_64", *words, *BARE, "-m", "256", "-kernel", os.fspath(kernel)]
-    command += ["-append", "console=ttyS0 panic=-1"]
-    try:
-        said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=TRIAL_S)
-    except subprocess.TimeoutExpired:
-        return False
-    return b"Kernel panic" in said.stdout
-
-
-def _prepare_content(project: Path, content: Path) -> None:
-    """What every machine gets: the project's tracked and new files, and the package as an installation, compiled."""
-    tree, prefix = content / "tree", content / "prefix"
-    names = run("git", "-C", project, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
-    for name in filter(None, names):
-        source = project / name
-        if source.is_file():
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, tree / name)
-    with_build = tree.with_name("build")
-    shutil.copytree(tree, with_build)
-    run(
-        sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-warn-script-location", "--ignore-installed",
-        "--prefix", prefix, with_build,
-    )  # fmt: skip
-    shutil.rmtree(with_build)
-    for script in (prefix / "bin").iterdir():
-        _, _, rest = script.read_text(encoding="utf-8").partition("\n")
-        script.write_text(f"#!/opt/venv/bin/python\n{rest}", encoding="utf-8")
-    (content / "run-tests").write_text(RUN_TESTS, encoding="utf-8")
-
-
-def _compile(content: Path, arguments: Sequence[str]) -> None:
+def _compile(tree: Path, arguments: Sequence[str]) -> None:
     """Have pytest compile the tests in the form it wants, and complain here about what it cannot collect."""
-    tree = content / "tree"
     kept = {name: value for name, value in os.environ.items() if name != "KOLEJKA_TEST_REQUIRES"}
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", *arguments]
     said = subprocess.run(words, cwd=tree, env=kept, capture_output=True, text=True, check=False)
     if said.returncode:
         last = "\n".join((said.stdout + said.stderr).strip().splitlines()[-20:])
         raise MachineError(f"pytest cannot collect {shlex.join(arguments)}:\n{last}")
-    run(sys.executable, "-m", "compileall", "-q", tree / "kolejka")
 
 
-def _make_disk(content: Path, disk: Path, words: Mapping[str, str]) -> None:
-    """Pack the content with the environment of its tests."""
+def _compile_all(content: Path) -> None:
+    """Compile everything else, by content: the layer's files have dates of their own."""
+    words = [
+        "-m",
+        "compileall",
+        "-q",
+        "-j",
+        "0",
+        "--invalidation-mode",
+        "unchecked-hash",
+        "opt/kolejka",
+        "opt/tests/tree/kolejka",
+    ]
+    subprocess.run([sys.executable, *words], cwd=content, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+
+
+def _environment(words: Mapping[str, str]) -> str:
+    """What the tests find in their environment, as a shell reads it."""
     # plugins that only come along with libraries cost half a minute of an emulated start
     words = {**words, "CI": "true", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in words.items()]
-    (content / "environment").write_text("".join([*lines, "export PATH=/opt/venv/bin:$PATH HOME=/root\n"]))
-    run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", content, disk, "256M")
+    return "".join([*lines, "export PATH=/opt/kolejka/bin:$PATH HOME=/root\n"])
 
 
-def _boot(name: str, words: Sequence[str], root: Root, tree: Path, output: Path) -> Machine:
-    report = tree.with_suffix(".report")
+def _boot(name: str, words: Sequence[str], image: Image, layer: Path, output: Path) -> Machine:
+    report, scratch = layer.with_suffix(".report"), layer.with_suffix(".ext4")
     with report.open("wb") as empty:
         empty.truncate(REPORT_SIZE)
+    write_scratch(scratch)
     command = [
         "qemu-system-x86_64", *words, *BARE, "-m", MEMORY,
-        "-kernel", os.fspath(root.kernel), "-initrd", os.fspath(root.initrd), "-append", KERNEL_WORDS,
-        "-drive", f"file={root.image},if=virtio,format=raw,snapshot=on",
-        "-drive", f"file={tree},if=virtio,format=raw,snapshot=on",
-        "-drive", f"file={report},if=virtio,format=raw,cache=unsafe",
+        "-kernel", os.fspath(image.kernel), "-initrd", os.fspath(image.initrd),
+        "-append", f"{QUICK_WORDS} kolejka.image=/dev/vda kolejka.layer=/dev/vdb kolejka.scratch=disk",
+        *drive(image.squashfs, "readonly=on"), *drive(layer, "readonly=on"), *drive(report, "cache=unsafe"),
+        *drive(scratch, "cache=unsafe"),
     ]  # fmt: skip
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return Machine(name, process, report, output, (output / "console.log").open("wb"))
 
 
 def run_in_machines(
-    project: Path,
-    root: Root,
+    image: Image,
     shares: Sequence[Sequence[str]],
     *,
     requires: str,
@@ -197,10 +162,11 @@ def run_in_machines(
     Consoles and reports go to ``output``. MachineError when a machine ended without a report.
     """
     content = scratch / "content"
-    _prepare_content(project, content)
+    prepare_layer(content)
     for share in shares:
-        _compile(content, share)
-    words = accelerator(root.kernel)
+        _compile(content / "opt/tests/tree", share)
+    _compile_all(content)
+    words = accelerator(image.kernel)
     print(f"tests.machine: {len(shares)} × qemu with {words[1]}", flush=True)
     tests = {
         "KOLEJKA_TEST_REQUIRES": requires,
@@ -213,9 +179,10 @@ def run_in_machines(
             place = output / str(number)
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir(parents=True)
-            disk = scratch / f"tree-{number}.ext4"
-            _make_disk(content, disk, {**tests, "ARGUMENTS": shlex.join(share)})
-            machines.append(_boot(f"[{number}]", words, root, disk, place))
+            layer = scratch / f"tests-{number}.squashfs"
+            environment = _environment({**tests, "ARGUMENTS": shlex.join(share)})
+            pack_layer(content, layer, {"run-tests": RUN_TESTS, "environment": environment})
+            machines.append(_boot(f"[{number}]", words, image, layer, place))
         _listen(machines, timeout_s + GRACE_S)
     finally:
         for machine in machines:

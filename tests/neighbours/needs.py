@@ -174,6 +174,15 @@ def _s3() -> str:
     return ""
 
 
+def _image() -> str:
+    """What the node image is built and booted with."""
+    tools = ("mmdebstrap", "mksquashfs", "mke2fs", "sfdisk", "mcopy", "xorriso", "qemu-system-x86_64", "ssh")
+    lacking = [name for name in tools if find(name) is None]
+    if lacking:
+        return f"there is no program {lacking[0]}"
+    return _root() or ("" if Path("/usr/share/OVMF/OVMF_CODE_4M.fd").exists() else "there is no OVMF")
+
+
 def _registry() -> str:
     lacking = [name for name in ("docker-registry", "skopeo") if find(name) is None]
     return f"there is no program {lacking[0]}" if lacking else ""
@@ -207,6 +216,7 @@ NEEDS = {
         Need("registry", _registry, "apt-get install docker-registry skopeo"),
         Need("mounts", _mounts, "run the tests as root"),
         Need("podman", _podman, "apt-get install podman runc busybox-static, and run the tests as root"),
+        Need("image", _image, "run make test-image as root, which installs what it needs"),
         Need("docker", _docker, "apt-get install docker.io busybox-static, and run the tests as root"),
     )
 }
