@@ -336,8 +336,8 @@ def run_held(
         for gauge in gauges(limits, workspace, running):
             if beyond is None and gauge.exceeded():
                 beyond = gauge.name
-        running.remove()
 
+        # Everybody is dead: while the kernel takes their namespaces apart, the files are collected.
         collected = bring_files(task, workspace, folder, limits)
         stats = report.stats
         if seen.end is not None:

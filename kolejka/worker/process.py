@@ -13,6 +13,7 @@ ignored here: the pool decides.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -109,6 +110,8 @@ def serve(channel: socket.socket) -> None:
         return
     tools = Tools(settings_of(first["settings"]), orders=line, started=lambda *names: line.send({"started": names}))
     warm(tools)
+    gc.collect()
+    gc.freeze()  # what is loaded now stays: no job waits until it was all looked through again
     tools.connect = partial(access.connect, patience_s=access.PATIENCE_S)  # from now on there is a task to lose
     line.send({"ready": True})
     while (order := line.receive()) is not None:
