@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kolejka.client.base import ServerClient
-from kolejka.client.transport import quoted
+from kolejka.client.transport import quoted, told_error
 from kolejka.common.errors import InputError
 from kolejka.common.limits import Limits
 from kolejka.common.result import Result
@@ -143,6 +143,20 @@ class NodeClient(ServerClient):
         return self.transport.request(
             "PUT", f"/attempts/{quoted(str(lease))}/result", json=result.to_json(), patience=patience_s
         ).object()
+
+    def put_results(
+        self, results: Mapping[int, Result], *, patience_s: float | None = None
+    ) -> dict[int, InputError | None]:
+        """Hand in many results by their leases, in one request: each is taken (``None``) or refused by itself.
+
+        NotFound when the server is older than this call, InputError when it takes less at a time.
+        """
+        words = {"results": [{"lease": lease, "result": result.to_json()} for lease, result in results.items()]}
+        answer = self.transport.request("POST", "/attempts/results", json=words, patience=patience_s).object()
+        with self.transport.understanding():
+            return {
+                int(one["lease"]): told_error(one["error"]) if "error" in one else None for one in answer["results"]
+            }  # fmt: skip
 
     def upload_result(self, lease: int, folder: str | Path, *, patience_s: float | None = None) -> dict[str, Any]:
         """Store the files of a result's folder and hand it in. Errors as ``put_result`` and ``put_blob``."""

@@ -479,6 +479,13 @@ def _read(raw: requests.Response, url: str) -> bytes:
     return b"".join(parts)
 
 
+_KINDS: Final[Mapping[int, tuple[type[InputError], str]]] = {
+    401: (NotAllowed, "unauthorized"), 403: (NotAllowed, "forbidden"), 404: (NotFound, "not_found"),
+    409: (Conflict, "conflict"),
+}  # fmt: skip
+"""status → the error that it is, and its usual code"""
+
+
 def _failure(raw: requests.Response, url: str) -> KolejkaError:
     """The error that an answer of status 4xx or 5xx is."""
     status = raw.status_code
@@ -494,22 +501,27 @@ def _failure(raw: requests.Response, url: str) -> KolejkaError:
             f"{_base(url)} is no Kolejka server (it answers {status} in other words); name the right one with --server",
             code="not_kolejka",
         )
-    message = message or f"HTTP status {status}"
-    kinds: dict[int, tuple[type[InputError], str]] = {
-        401: (NotAllowed, "unauthorized"), 403: (NotAllowed, "forbidden"), 404: (NotFound, "not_found"),
-        409: (Conflict, "conflict"),
-    }  # fmt: skip
-    kind, usual = kinds.get(status, (InputError, "invalid"))
-    return kind(message, field=field, code=code or usual)
+    kind, usual = _KINDS.get(status, (InputError, "invalid"))
+    return kind(message or f"HTTP status {status}", field=field, code=code or usual)
+
+
+def told_error(data: Mapping[str, Any]) -> InputError:
+    """The error that one part of an answer is, where each part is answered by itself."""
+    message, field, code = _words_of(data)
+    kinds = {usual: kind for kind, usual in _KINDS.values()}
+    return kinds.get(code or "", InputError)(message, field=field, code=code or "invalid")
 
 
 def _words(body: bytes) -> tuple[str, str | None, str | None]:
     """Message, field and code of an error's body; an empty message when the body is not Kolejka's."""
     try:
-        data = json_format.loads(body)["error"]
-        message, field, code = data["message"], data.get("field"), data.get("code")
+        return _words_of(json_format.loads(body)["error"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return "", None, None
+
+
+def _words_of(error: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
+    message, field, code = error["message"], error.get("field"), error.get("code")
     return (
         printable(message) or "no reason given",
         printable(field, 300) if field else None,

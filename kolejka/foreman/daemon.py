@@ -101,6 +101,9 @@ class Server(Protocol):
     def put_result(self, lease: int, result: Result) -> Any:
         """Hand in a result."""
 
+    def put_results(self, results: Mapping[int, Result]) -> Mapping[int, InputError | None]:
+        """Hand in many."""
+
     def release(self, lease: int, message: str) -> Any:
         """Give an attempt back."""
 
@@ -173,6 +176,7 @@ class Foreman:
             self._joined.append(self._spawn(partial(self._slots.loop, number), f"slot-{number}"))
         for number in range(COURIERS):
             self._joined.append(self._spawn(self._couriers.loop, f"courier-{number}"))
+        self._joined.append(self._spawn(self._couriers.hand_in, "desk"))
         self._spawn(self.pulse.loop, "heartbeat")
         self._spawn(self._see_off, _LAST)
         self._claims.start()

@@ -1,8 +1,9 @@
 """Bringing results from the spool to the server, and giving leases back.
 
 Couriers are a few threads that take parcels one by one, so a slot never waits for the network and a large upload does
-not hold up small ones. For each parcel: the files first (the client skips those the server has), then the result's
-spec, then the spool forgets it. What the server says decides:
+not hold up small ones. For each parcel: the files first (the client skips those the server has). Then its result lies
+on the *desk*, from which one more thread hands in, in one request, all that lie there: what is alone goes at once, and
+while a request is on its way the next ones gather. Then the spool forgets them. What the server says of each decides:
 
 ===========================  ========================================================================================
 it takes the result          forget it
@@ -12,20 +13,23 @@ it refuses the result        send an ``error`` result that says why, so that the
 it refuses this node         keep it and try again later: an administrator mends the token
 it does not answer           keep it and try again, sooner when a heartbeat gets through
 ===========================  ========================================================================================
+
+A server that does not take them together (an older one, or one for which they are too large) gets them one by one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from kolejka.common.errors import Conflict, InputError, KolejkaError, NotAllowed, NotFound
+from kolejka.common.errors import Conflict, InputError, KolejkaError, NotAllowed, NotFound, Unavailable
 from kolejka.common.result import Outcome, Result
 from kolejka.foreman.board import Board, NodeState
 from kolejka.foreman.heartbeat import Pulse
@@ -35,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 15.0
+TOGETHER: Final = 64
+"""results in one request at most: the others need not wait for an answer that is long in coming"""
 KNOWN_BLOBS: Final = 4096
 """hashes remembered as stored at the server; most results share a few, such as the empty file's"""
 
@@ -48,6 +54,9 @@ class Receiver(Protocol):
     def put_result(self, lease: int, result: Result) -> Any:
         """Hand in a result."""
 
+    def put_results(self, results: Mapping[int, Result]) -> Mapping[int, InputError | None]:
+        """Hand in results by their leases; why each was refused, or ``None`` when it was taken."""
+
     def release(self, lease: int, message: str) -> Any:
         """Give an attempt back."""
 
@@ -58,6 +67,8 @@ class Parcel:
 
     entry: Entry
     result: Result | None = None
+    again: bool = False
+    """the server had lost a file: all of them are sent once more"""
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,9 @@ class Return:
 
 
 class Couriers:
-    """``put`` hands a parcel or a return over; ``loop`` is what each courier thread runs."""
+    """``put`` hands a parcel or a return over; ``loop`` is what each courier thread runs, ``hand_in`` the thread at the
+    desk.
+    """
 
     def __init__(self, board: Board, spool: Spool, server: Receiver, pulse: Pulse) -> None:
         self._board = board
@@ -77,8 +90,10 @@ class Couriers:
         self._server = server
         self._pulse = pulse
         self._queue: queue.SimpleQueue[Parcel | Return | None] = queue.SimpleQueue()
+        self._desk: queue.SimpleQueue[Parcel | None] = queue.SimpleQueue()
         self._known: OrderedDict[str, None] = OrderedDict()
         self._returns = 0
+        self._one_by_one = False
 
     @property
     def pending(self) -> int:
@@ -96,6 +111,7 @@ class Couriers:
         """End so many loops, after what was handed over before."""
         for _ in range(couriers):
             self._queue.put(None)
+        self._desk.put(None)
 
     def loop(self) -> None:
         """Deliver until closed."""
@@ -145,39 +161,95 @@ class Couriers:
             logger.info("lease given back", extra=about)
 
     def _deliver(self, parcel: Parcel) -> None:
+        """Send the files, and lay the result on the desk."""
         entry = parcel.entry
-        about = {"task": entry.task, "lease": entry.lease}
         while not self._pulse.fresh() and not self._stopped():
             self._pulse.now()
             self._board.wait(lambda: self._pulse.fresh() or self._stopped(), LONGEST_PAUSE_S)
-        if self._stopped():
-            return None  # it stays in the spool for the next life
-        if not self._board.is_spooled(entry.lease):
-            logger.info("result thrown away: the lease was overtaken", extra=about)
-            return self._forget(entry)
+        if self._stopped() or not self._is_wanted(entry):
+            return  # what stays in the spool is for the next life
         try:
             result = parcel.result or entry.result()
-            self._send(entry, result)
-        except (Conflict, NotFound) as error:
-            logger.info("result thrown away: the server wants it no more", extra={**about, "reason": str(error)})
+            self._send_files(entry.folder, result)
         except InputError as error:
+            self._refused(parcel, error)
+        else:
+            self._desk.put(replace(parcel, result=result))
+
+    def _is_wanted(self, entry: Entry) -> bool:
+        if self._board.is_spooled(entry.lease):
+            return True
+        logger.info("result thrown away: the lease was overtaken", extra={"task": entry.task, "lease": entry.lease})
+        self._forget(entry)
+        return False
+
+    def hand_in(self) -> None:
+        """Hand in what lies on the desk until closed."""
+        going = True
+        while going:
+            parcels = [self._desk.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(parcels) < TOGETHER:
+                    parcels.append(self._desk.get_nowait())
+            going = None not in parcels
+            left = [parcel for parcel in parcels if parcel is not None]
+            self._persist(partial(self._hand_in, left))
+
+    def _hand_in(self, left: list[Parcel]) -> None:
+        """Hand these parcels in, in one request where that is possible; those that are settled are taken out."""
+        left[:] = [parcel for parcel in left if self._is_wanted(parcel.entry)]
+        if len(left) > 1 and not self._one_by_one:
+            results = {parcel.entry.lease: parcel.result for parcel in left if parcel.result is not None}
+            try:
+                answers = self._server.put_results(results)
+            except NotAllowed:
+                raise
+            except InputError as error:
+                self._one_by_one = error.code == "not_found"  # an older server: there is no such call
+                logger.info("results are handed in one by one", extra={"results": len(left), "reason": str(error)})
+            else:
+                for parcel in left[:]:
+                    if parcel.entry.lease in answers:
+                        self._settle(parcel, answers[parcel.entry.lease])
+                        left.remove(parcel)
+        while left:
+            try:
+                assert left[0].result is not None  # it was read before it lay on the desk
+                self._server.put_result(left[0].entry.lease, left[0].result)
+            except InputError as error:
+                self._settle(left[0], error)
+            except Unavailable:
+                self._one_by_one = False  # it may come back as a newer one
+                raise
+            else:
+                self._settle(left[0], None)
+            del left[0]
+
+    def _settle(self, parcel: Parcel, error: InputError | None) -> None:
+        """What the server said of a result decides what becomes of it."""
+        entry = parcel.entry
+        if error is None:
+            assert parcel.result is not None  # it was handed in
+            outcome = str(parcel.result.outcome)
+            logger.info("result delivered", extra={"task": entry.task, "lease": entry.lease, "outcome": outcome})
+            self._forget(entry)
+        elif error.code == "blob_missing" and not parcel.again:
+            for file in parcel.result.manifest.values() if parcel.result is not None else ():
+                self._known.pop(file.sha256, None)
+            self._queue.put(replace(parcel, again=True))
+        else:
+            self._refused(parcel, error)
+
+    def _refused(self, parcel: Parcel, error: InputError) -> None:
+        """The server does not take a result, or it cannot be read any more."""
+        entry = parcel.entry
+        if isinstance(error, Conflict | NotFound):
+            about = {"task": entry.task, "lease": entry.lease, "reason": str(error)}
+            logger.info("result thrown away: the server wants it no more", extra=about)
+        else:
             _raise_unless_final(error)
             self._explain(entry, error)
-        else:
-            logger.info("result delivered", extra={**about, "outcome": str(result.outcome)})
-        return self._forget(entry)
-
-    def _send(self, entry: Entry, result: Result) -> None:
-        self._send_files(entry.folder, result)
-        try:
-            self._server.put_result(entry.lease, result)
-        except InputError as error:
-            if error.code != "blob_missing":
-                raise
-            for file in result.manifest.values():
-                self._known.pop(file.sha256, None)
-            self._send_files(entry.folder, result)
-            self._server.put_result(entry.lease, result)
+        self._forget(entry)
 
     def _send_files(self, folder: Path, result: Result) -> None:
         for name, file in result.manifest.items():

@@ -208,6 +208,9 @@ def test_an_attempt_given_back_runs_again_and_its_old_lease_is_refused(
         with pytest.raises(Conflict):
             node.put_result(first.lease, result)
         assert first.lease in node.heartbeat("giver", leases=[first.lease], capacity=TOTAL, total=TOTAL).lost
+        answers = node.put_results({first.lease: result, second.lease: result, 10**9: result})
+        assert answers[second.lease] is None
+        assert {type(answers[first.lease]), type(answers[10**9])} == {Conflict}
         assert node.put_result(second.lease, result) == node.put_result(second.lease, result)
     assert client.wait(task["id"], 10.0).outcome is Outcome.OK
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kolejka.client.node import Attempt, Beat, Claimed
-from kolejka.common.errors import Conflict, KolejkaError, NotFound, Unavailable
+from kolejka.common.errors import Conflict, InputError, KolejkaError, NotFound, Unavailable
 from kolejka.common.limits import LIMITS, Limits, Share
 from kolejka.common.result import Outcome, Result, ResultFile
 from kolejka.common.settings import ForemanSettings
@@ -110,6 +110,8 @@ class FakeServer:
         self.down = False
         self.error: KolejkaError | None = None
         self.refuse_beat: KolejkaError | None = None
+        self.together: list[list[int]] = []
+        self.refuse_together: InputError | None = None
         self.refuse_result: Callable[[int, Result], None] = lambda lease, result: None
         self._numbers = itertools.count(1)
         self.changed = threading.Condition()
@@ -216,6 +218,22 @@ class FakeServer:
             self.results[lease] = result
             self.changed.notify_all()
             return {}
+
+    def put_results(self, results: Mapping[int, Result]) -> dict[int, InputError | None]:
+        with self.changed:
+            self._check()
+            if self.refuse_together is not None:
+                raise self.refuse_together
+            self.together.append(sorted(results))
+        answers: dict[int, InputError | None] = {}
+        for lease, result in results.items():
+            try:
+                self.put_result(lease, result)
+            except InputError as error:
+                answers[lease] = error
+            else:
+                answers[lease] = None
+        return answers
 
     def release(self, lease: int, message: str) -> dict[str, Any]:
         with self.changed:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kolejka.client.node import Attempt
-from kolejka.common.errors import Conflict, InputError, NodeError, NotAllowed, Unavailable
+from kolejka.common.errors import Conflict, InputError, NodeError, NotAllowed, NotFound, Unavailable
 from kolejka.common.limits import Limits
 from kolejka.common.result import Outcome, Result
 from kolejka.foreman import claims, heartbeat, leftovers, slots, upload
@@ -434,6 +434,90 @@ def test_a_blob_is_sent_once_and_again_if_the_server_has_lost_it(world: World) -
         world.server.put(task(name))
         world.results(number + 1)
     assert world.server.puts == [EMPTY, EMPTY]
+
+
+class Desk:
+    """Attempts 1 to 4, of which the first result is held up on its way until ``gathered`` has the others wait."""
+
+    def __init__(self, world: World) -> None:
+        self.server, self.go, self.entered = world.server, threading.Event(), threading.Event()
+        self.alone: list[int] = []
+        self._put_result = world.server.put_result
+        world.server.put_result = self._slow  # type: ignore[method-assign]
+        self.foreman = world.start(offer_of(4))
+        world.server.put(*(task(name) for name in "abcd"))
+        world.jobs(4)
+        world.pool.finish_lease(1)
+        assert self.entered.wait(30)
+        for lease in (2, 3, 4):
+            world.pool.finish_lease(lease)
+        wait_until(lambda: self.foreman._couriers._desk.qsize() == 3)
+
+    def _slow(self, lease: int, result: Result) -> dict[str, Any]:
+        self.alone.append(lease)
+        self.entered.set()
+        assert self.go.wait(30)
+        return self._put_result(lease, result)
+
+    def gathered(self) -> None:
+        """Let go, and wait until everything is settled."""
+        self.go.set()
+        wait_until(lambda: not self.foreman.board.backlog())
+
+
+def test_results_that_gather_while_one_is_on_its_way_are_handed_in_together(world: World) -> None:
+    desk = Desk(world)
+    assert desk.alone == [1], "what is alone goes at once"
+    desk.gathered()
+    assert desk.server.together == [[2, 3, 4]]
+    assert sorted(world.results(4)) == [1, 2, 3, 4]
+    wait_until(world.nothing_left)
+
+
+def test_of_results_handed_in_together_each_is_answered_by_itself(world: World) -> None:
+    desk, refused = Desk(world), list[int]()
+
+    def refuse(lease: int, result: Result) -> None:
+        if lease == 3 and not refused:
+            refused.append(lease)
+            raise InputError("gone", code="blob_missing", field="manifest.stdout.txt")
+        if lease == 4 and result.outcome is not Outcome.ERROR:
+            raise InputError("the result is too large", field="manifest")
+
+    world.server.refuse_result = refuse
+    world.server.lost.add(2)
+    desk.gathered()
+    assert desk.server.together == [[2, 3, 4]]
+    assert {lease: result.outcome for lease, result in world.results(3).items()} == {
+        1: Outcome.OK, 3: Outcome.OK, 4: Outcome.ERROR,
+    }  # fmt: skip
+    wait_until(world.nothing_left)
+
+
+@pytest.mark.parametrize("reason", [NotFound("there is nothing under this address"), InputError("x", code="too_large")])
+def test_a_server_that_takes_no_results_together_gets_them_one_by_one(world: World, reason: InputError) -> None:
+    desk = Desk(world)
+    desk.server.refuse_together = reason
+    desk.gathered()
+    assert (desk.server.together, sorted(desk.alone)) == ([], [1, 2, 3, 4])
+    assert sorted(world.results(4)) == [1, 2, 3, 4]
+
+
+def test_results_gathered_at_the_desk_survive_a_server_that_goes_away_and_may_come_back_as_another(
+    world: World,
+) -> None:
+    desk = Desk(world)
+    desk.server.refuse_together = NotFound("there is nothing under this address")
+
+    def away(lease: int, result: Result) -> None:
+        if len(desk.alone) == 3 and desk.server.refuse_together is not None:
+            desk.server.refuse_together = None  # it is upgraded
+            raise slots.Unavailable("no server")
+
+    world.server.refuse_result = away
+    desk.gathered()
+    assert [len(leases) for leases in desk.server.together] == [2]
+    assert sorted(world.results(4)) == [1, 2, 3, 4]
 
 
 def test_a_full_disk_under_the_spool_loses_no_result(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
