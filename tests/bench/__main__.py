@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from kolejka.client.client import KolejkaClient
 from kolejka.common.limits import Limits
 from kolejka.common.result import Outcome
 from kolejka.common.settings import WorkerSettings
@@ -204,7 +205,7 @@ def take_turns(ways: dict[str, Start], rounds: int) -> dict[str, list[float]]:
 
 
 def measure_cluster(folder: Path, rounds: int, tasks: int) -> dict[str, Any]:
-    """Put → result on an idle cluster, and tasks per second with many waiting."""
+    """Put → start of the program, put → result on an idle cluster, and tasks per second with many waiting."""
     state = tempfile.mkdtemp(prefix="kolejka-bench-", dir="/dev/shm")  # on nodes it is in memory, too: /run
     cluster = Cluster(folder, {"KOLEJKA_OBSERVER_STATE": state}, log_level="info")  # as people run it
     spec = {"args": ["true"], "limits": {"memory": "16M", "pids": 8, "time": "10s", "workspace": "1M", "storage": "1M"}}
@@ -219,6 +220,7 @@ def measure_cluster(folder: Path, rounds: int, tasks: int) -> dict[str, Any]:
                 raise RuntimeError(f"the task did not run as it should: {result}")
             if turn >= 3:
                 latency.append(time.perf_counter() - begun)
+        starts = [when - asked for asked, when in (put_clock(client, spec, folder) for _ in range(rounds + 3))][3:]
         begun = time.perf_counter()
         put = [client.put_spec(spec)["id"] for _ in range(tasks)]
         all_put = time.perf_counter()
@@ -229,11 +231,22 @@ def measure_cluster(folder: Path, rounds: int, tasks: int) -> dict[str, Any]:
         cluster.stop()
         shutil.rmtree(state)
     return {
+        "put to start, idle": quantiles(starts),
         "put to result, idle": quantiles(latency),
         "puts per second": round(tasks / (all_put - begun), 1),
         "tasks per second, end to end": round(tasks / (ended - begun), 1),
         "tasks": tasks,
     }
+
+
+def put_clock(client: KolejkaClient, spec: dict[str, Any], folder: Path) -> tuple[float, float]:
+    """When a task was put, and when its program looked at the clock, which it does as soon as it runs."""
+    asked = time.time()
+    task = client.put_spec({**spec, "args": ["date", "+%s.%N"], "stdout": "clock"})["id"]
+    client.wait(task, 60)
+    place = folder / f"clock-{task}"
+    client.get_result(task, place)
+    return asked, float((place / "clock").read_text(encoding="ascii"))
 
 
 def show(data: dict[str, Any]) -> None:
@@ -246,7 +259,9 @@ def show(data: dict[str, Any]) -> None:
             f" {entry['times_bare_bwrap']:>8.2f}"
         )
     latency = cluster["put to result, idle"]
-    say(f"\nput → result, idle       {latency['median_ms']:>7.2f} ms {latency['p90_ms']:>7.2f} ms")
+    starting = cluster["put to start, idle"]
+    say(f"\nput → program, idle      {starting['median_ms']:>7.2f} ms {starting['p90_ms']:>7.2f} ms")
+    say(f"put → result, idle       {latency['median_ms']:>7.2f} ms {latency['p90_ms']:>7.2f} ms")
     say(f"puts per second          {cluster['puts per second']:>7.1f}")
     say(f"tasks per second         {cluster['tasks per second, end to end']:>7.1f}   ({cluster['tasks']} tasks)")
     lifecycles = {
