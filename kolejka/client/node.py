@@ -71,6 +71,7 @@ class NodeClient(ServerClient):
     """
 
     instance: str | None = None
+    _tells_leases = True
 
     def _words(self, words: dict[str, Any]) -> dict[str, Any]:
         return words if self.instance is None else {**words, "instance": self.instance}
@@ -86,10 +87,12 @@ class NodeClient(ServerClient):
         queues: Iterable[str] = (),
         wait_s: float = 0.0,
         idle: bool = False,
+        leases: Iterable[int] | None = None,
     ) -> Claimed:
         """Ask for tasks that fit the free ``capacity`` and ``slots``; wait for them up to ``wait_s`` (at most 30 s).
 
-        ``idle`` says that nothing runs here, so that an exclusive task may be given. Unavailable when the server does
+        ``idle`` says that nothing runs here, so that an exclusive task may be given; ``leases`` are those that the
+        figures know of, so that the server reckons with what is on its way here. Unavailable when the server does
         not answer; an attempt it gave meanwhile comes back to the queue by the missing heartbeat.
         """
         words = {
@@ -97,8 +100,17 @@ class NodeClient(ServerClient):
             "queues": list(queues), "wait": wait_s, "idle": idle,
         }  # fmt: skip
         words = self._words(words)
+        if leases is not None and self._tells_leases:
+            words["leases"] = list(leases)
         timeout_s = wait_s + self.settings.timeout
-        answer = self.transport.request("POST", "/claims", json=words, timeout=timeout_s, patience=0.0).object()
+        try:
+            answer = self.transport.request("POST", "/claims", json=words, timeout=timeout_s, patience=0.0).object()
+        except InputError as error:
+            if error.field != "leases":
+                raise
+            self._tells_leases = False  # an older server does not ask for them
+            del words["leases"]
+            answer = self.transport.request("POST", "/claims", json=words, timeout=timeout_s, patience=0.0).object()
         with self.transport.understanding():
             return Claimed(
                 tuple(_attempt(data) for data in answer["attempts"]),

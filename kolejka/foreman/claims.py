@@ -49,18 +49,22 @@ REFUSED_PAUSE_S: Final = 30.0
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One request: what it offers, beside which tasks, since when, and how long it may wait at the server."""
+    """One request: what it offers, beside which tasks, since when, and how long it may wait at the server.
+
+    ``leases`` are those that the offer knows of.
+    """
 
     free: Free
     beside: tuple[Placement, ...]
     since: float
     wait_s: float
+    leases: tuple[int, ...] = ()
 
 
 class Asks(Protocol):
     """What the loop needs from the daemon."""
 
-    def ask(self, free: Free, wait_s: float) -> Claimed:
+    def ask(self, request: Request) -> Claimed:
         """Send one request."""
 
     def wish(self, attempt: Attempt) -> Wish:
@@ -122,7 +126,7 @@ class Claims:
     def _loop(self) -> None:
         while (request := self._next()) is not None:
             try:
-                answer = self._daemon.ask(request.free, request.wait_s)
+                answer = self._daemon.ask(request)
             except KolejkaError as error:
                 self._failed(request, error)
             else:
@@ -140,7 +144,9 @@ class Claims:
                 if pause == 0:
                     free = self._offered()
                     wait_s = self._wait_s if not free.slots or free == self._nothing_for else 0.0
-                    self._newest = Request(free, tuple(self._board.placements()), now, wait_s)
+                    self._newest = Request(
+                        free, tuple(self._board.placements()), now, wait_s, tuple(self._board.leases())
+                    )  # fmt: skip
                     self._open.append(self._newest)
                     return self._newest
                 self._board.room.wait(pause)

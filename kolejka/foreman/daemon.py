@@ -33,10 +33,10 @@ from kolejka.common.settings import ForemanSettings
 from kolejka.foreman import leftovers
 from kolejka.foreman.blobs import BlobCache
 from kolejka.foreman.board import Board, NodeState, Running, Verdict, seconds
-from kolejka.foreman.claims import Claims
+from kolejka.foreman.claims import Claims, Request
 from kolejka.foreman.heartbeat import Pulse
 from kolejka.foreman.images import ImageCache
-from kolejka.foreman.pack import UNSET, Free, Offer, Wish
+from kolejka.foreman.pack import UNSET, Offer, Wish
 from kolejka.foreman.slots import Payloads, Slots
 from kolejka.foreman.spool import Spool
 from kolejka.foreman.upload import Couriers, Parcel, Return
@@ -82,6 +82,7 @@ class Server(Protocol):
         queues: Iterable[str],
         wait_s: float,
         idle: bool,
+        leases: Iterable[int],
     ) -> Claimed:
         """Ask for tasks."""  # fmt: skip
 
@@ -227,11 +228,12 @@ class Foreman:
 
     # What the loops ask of the daemon.
 
-    def ask(self, free: Free, wait_s: float) -> Claimed:
+    def ask(self, request: Request) -> Claimed:
         """Send one request for tasks."""
+        free = request.free
         answer = self._server.claim(
             self.settings.name, capacity=free.limits, total=self.board.offer.total, slots=free.slots, tags=self._tags,
-            queues=self.settings.queues, wait_s=wait_s, idle=free.idle,
+            queues=self.settings.queues, wait_s=request.wait_s, idle=free.idle, leases=request.leases,
         )  # fmt: skip
         if answer.asked == DRAIN:
             self._hold()

@@ -147,10 +147,10 @@ class FakeServer:
 
     def claim(
         self, node: str, *, capacity: Limits, total: Limits, slots: int, tags: Iterable[str], queues: Iterable[str],
-        wait_s: float, idle: bool,
+        wait_s: float, idle: bool, leases: Iterable[int],
     ) -> Claimed:  # fmt: skip
         with self.changed:
-            claim = {"capacity": capacity, "slots": slots, "idle": idle, "wait_s": wait_s}
+            claim = {"capacity": capacity, "slots": slots, "idle": idle, "wait_s": wait_s, "leases": list(leases)}
             self.claims.append(claim)
             self.changed.notify_all()
             self._check()

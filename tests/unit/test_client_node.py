@@ -50,6 +50,38 @@ def test_a_claim_says_all_and_reads_all(stub: Stub, node: NodeClient) -> None:
     assert claimed.attempts[0].task == Task(args=("x",))
 
 
+def test_a_claim_tells_its_leases_unless_the_server_is_too_old_to_ask_for_them(stub: Stub, node: NodeClient) -> None:
+    stub.fault("POST", "/claims", status(200, {"attempts": []}))
+    claim(node, leases=(4, 5))
+    assert json.loads(stub.asked[-1].body)["leases"] == [4, 5]
+    refusal = {"error": {"code": "invalid", "message": "there is no such field", "field": "leases"}}
+    stub.fault("POST", "/claims", status(422, refusal))
+    stub.fault("POST", "/claims", status(200, {"attempts": []}), times=2)
+    for _ in range(2):
+        assert claim(node, leases=(4, 5)) == Claimed()
+    assert [("leases" in json.loads(asked.body)) for asked in stub.asked[-3:]] == [True, False, False]
+
+
+def test_results_handed_in_together_are_answered_each(stub: Stub, node: NodeClient) -> None:
+    refusals = [{"code": "conflict", "message": "overtaken"}, {"code": "blob_missing", "message": "x", "field": "f"}]
+    told = [
+        {"lease": 1, "task_id": "a", "state": "done"},
+        *({"lease": n + 2, "error": e} for n, e in enumerate(refusals)),
+    ]
+    stub.fault("POST", "/attempts/results", status(200, {"results": told}))
+    answers = node.put_results({lease: Result(Outcome.OK, result=0) for lease in (1, 2, 3)})
+    assert [entry["lease"] for entry in json.loads(stub.asked[-1].body)["results"]] == [1, 2, 3]
+    assert answers[1] is None
+    assert isinstance(answers[2], Conflict)
+    missing = answers[3]
+    assert missing is not None
+    assert (missing.code, missing.field) == ("blob_missing", "f")
+    for nonsense in ({}, {"results": [{}]}, {"results": [{"lease": 1, "error": 5}]}, {"results": 3}):
+        stub.fault("POST", "/attempts/results", status(200, nonsense))
+        with pytest.raises(InputError, match="no Kolejka server"):
+            node.put_results({1: Result(Outcome.OK)})
+
+
 @pytest.mark.parametrize(
     "answer",
     [{}, {"attempts": 5}, {"attempts": [{}]}, {"attempts": [{"lease": "x", "task_id": "t", "spec": {}}]},

@@ -135,6 +135,7 @@ def test_a_request_asks_once_waits_once_and_is_not_repeated_while_nothing_change
     world.jobs(1)
     wait_until(lambda: len(world.server.claims) == 4)
     assert [(claim["slots"], claim["wait_s"]) for claim in world.server.claims] == [(2, 0), (2, 30), (1, 0), (1, 30)]
+    assert [claim["leases"] for claim in world.server.claims] == [[], [], [1], [1]], "what the figures know of"
     assert world.server.claims[-1]["capacity"].get("cpus") == 1
 
 

@@ -37,6 +37,7 @@ _AMOUNT = {"type": "number", "minimum": 0, "maximum": 2**62}
 _AMOUNTS = object_schema(
     {limit.name: {"type": "boolean"} if limit.unit is Unit.FLAG else _AMOUNT for limit in LIMITS.values()}
 )
+_LEASES = {"type": "array", "maxItems": 100_000, "items": {"type": "integer", "minimum": 0, "maximum": 2**62}}
 _WORDS = {
     "node": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[^\x00-\x1f/]+$"},
     "tags": {"type": "array", "maxItems": 1000, "items": {"type": "string", "minLength": 1, "maxLength": 4096}},
@@ -55,13 +56,14 @@ CLAIM = object_schema(
         "queues": {"type": "array", "maxItems": 1000, "items": {"type": "string", "pattern": QUEUE_PATTERN}},
         "wait": {"type": "number", "minimum": 0, "maximum": 30, "description": "seconds"},
         "idle": {"type": "boolean", "description": "nothing runs on the node: an exclusive task may be given"},
+        "leases": {**_LEASES, "description": "those that the node knew of when it counted what is free"},
     },
     required=["node", "total", "capacity", "slots"],
 )
 HEARTBEAT = object_schema(
     {
         **_WORDS,
-        "leases": {"type": "array", "maxItems": 100_000, "items": {"type": "integer", "minimum": 0, "maximum": 2**62}},
+        "leases": _LEASES,
         "state": {"enum": list(NODE_STATES)},
     },
     required=["node", "tags", "total", "capacity", "leases"],
@@ -110,7 +112,8 @@ async def claim(deps: Deps, call: Call) -> Answer:
         queues = queues & scope if queues else scope
         if not queues:
             raise NotAllowed(f"this token is for the queues {', '.join(sorted(scope))} only", field="queues")
-    request = Claim(call.caller.user_id, words, offer, body["slots"], queues)
+    knows = frozenset(body["leases"]) if "leases" in body else None
+    request = Claim(call.caller.user_id, words, offer, body["slots"], queues, knows=knows)
 
     def wanted(announcement: TaskWaiting) -> bool | None:
         if open_to is None or request.slots == 0 or is_silent():

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,9 +29,11 @@ from kolejka.server.scheduling.rules import Moment, Rules
 from kolejka.server.scheduling.turn import Taken, Turn
 from kolejka.server.storage import blobs, events, leases, nodes, tasks
 from kolejka.server.storage.base import CancelAsked, Connection, TaskWaiting
-from kolejka.server.storage.leases import Held
+from kolejka.server.storage.leases import Held, OnNode
 from kolejka.server.storage.nodes import NodeWords
 
+ON_ITS_WAY_S = 10.0
+"""an answer to a claim that takes longer does not arrive"""
 _RELEASED = "released"
 _USUAL = Rules()
 
@@ -40,8 +42,9 @@ _USUAL = Rules()
 class Claim:
     """A node's request: at most ``slots`` tasks of ``queues`` (none named: all) that fit its offer.
 
-    The offer knows nothing of the leases ``unknown``: they were given while it was on its way. ``turn`` is the number
-    that the claim was given when it arrived.
+    The offer knows nothing of the leases ``unknown``: they were given while it was on its way. Where the node says of
+    which it ``knows``, what other servers gave it meanwhile is seen as well. ``turn`` is the number that the claim was
+    given when it arrived.
     """
 
     user_id: int
@@ -50,7 +53,18 @@ class Claim:
     slots: int
     queues: frozenset[str] = frozenset()
     unknown: frozenset[int] = frozenset()
+    knows: frozenset[int] | None = None
     turn: int = 0
+
+    def missed(self, there: Iterable[OnNode], steady: float) -> list[OnNode]:
+        """Of what runs on the node, what its offer does not know of. An answer that was on its way for too long got
+        lost, and what it gave is never begun.
+        """
+        return [
+            one for one in there
+            if one.lease in self.unknown
+            or (self.knows is not None and one.lease not in self.knows and steady - one.started_at < ON_ITS_WAY_S)
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -129,9 +143,8 @@ def claim(
     if any(one.exclusive for one in there):
         return Claimed(cancel=cancel, turn=turn)
     free, slots = request.offer.free, request.slots
-    for one in there:
-        if one.lease in request.unknown:
-            free, slots = take(free, classes.signature(db, one.signature)), slots - 1
+    for one in request.missed(there, now.steady):
+        free, slots = take(free, classes.signature(db, one.signature)), slots - 1
     offer = replace(request.offer, free=free, idle=request.offer.idle and not there)
     if slots <= 0:
         return Claimed(cancel=cancel, turn=turn)

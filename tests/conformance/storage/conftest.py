@@ -122,11 +122,13 @@ class Cluster:
     def claim(
         self, caller: Caller, node: str = "anvil", *, slots: int = 16, tags: list[str] = [], idle: bool = False,
         queues: list[str] = [], total: dict[str, object] = {}, free: dict[str, object] = {}, turn: int | None = None,
+        knows: list[int] | None = None,
     ) -> Claimed:  # fmt: skip
         amounts = Limits.of(**{"cpus": 64, "memory": "64G", **total})
         offer = Offer(frozenset(tags), amounts, Limits.of(**{**amounts.values, **free}), idle)
         words = NodeWords(node, "active", tuple(tags), dict(amounts.values), dict(offer.free.values))
-        request = Claim(caller.user_id, words, offer, slots, frozenset(queues), turn=turn or 0)
+        request = Claim(caller.user_id, words, offer, slots, frozenset(queues), turn=turn or 0,
+                        knows=None if knows is None else frozenset(knows))  # fmt: skip
 
         def work(db: Connection) -> Claimed:
             if not self.hears:

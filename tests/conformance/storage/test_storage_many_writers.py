@@ -75,6 +75,35 @@ def test_a_claim_is_overtaken_by_a_newer_one_of_its_node_at_another_server(clust
     assert len(clusters[-1].claim(smith, turn=newer.turn).given) == 1
 
 
+def test_what_another_server_gave_a_node_a_moment_before_is_taken_off_its_offer(clusters: list[Cluster]) -> None:
+    """The answer is still on its way, so the node's figures and its leases do not know of it."""
+    ala, smith = clusters[0].user("ala"), clusters[0].user("smith")
+    clusters[0].put(ala, count=20, limits={"cpus": 3})
+    (known,) = clusters[0].claim(smith, slots=1, total={"cpus": 16}).given
+    (missed,) = clusters[0].claim(smith, slots=1, total={"cpus": 16}, free={"cpus": 13}, knows=[known.lease]).given
+    late = clusters[-1].claim(smith, slots=9, total={"cpus": 16}, free={"cpus": 13}, knows=[known.lease])
+    assert len(late.given) == (16 - 2 * 3) // 3
+    everything = [known.lease, missed.lease, *(one.lease for one in late.given)]
+    assert not clusters[0].claim(smith, slots=9, total={"cpus": 16}, free={"cpus": 1}, knows=everything).given
+    assert len(clusters[0].claim(smith, slots=1, total={"cpus": 16}, free={"cpus": 4}, knows=everything).given) == 1
+
+
+def test_the_slots_of_a_node_count_what_is_on_its_way_to_it(clusters: list[Cluster]) -> None:
+    ala, smith = clusters[0].user("ala"), clusters[0].user("smith")
+    clusters[0].put(ala, count=20)
+    assert len(clusters[0].claim(smith, slots=2, knows=[]).given) == 2
+    assert len(clusters[-1].claim(smith, slots=3, knows=[]).given) == 1
+
+
+def test_an_answer_that_got_lost_is_taken_off_for_a_while_only(clusters: list[Cluster]) -> None:
+    ala, smith = clusters[0].user("ala"), clusters[0].user("smith")
+    clusters[0].put(ala, count=20)
+    assert len(clusters[0].claim(smith, slots=4, knows=[]).given) == 4
+    for cluster in {id(one): one for one in clusters}.values():
+        cluster.sleep(claims.ON_ITS_WAY_S)
+    assert len(clusters[-1].claim(smith, slots=4, knows=[]).given) == 4
+
+
 def test_one_key_put_by_many_is_one_task(clusters: list[Cluster], crew: ThreadPoolExecutor) -> None:
     ala = clusters[0].user("ala")
     found = at_once(crew, lambda place: clusters[place % len(clusters)].put(ala, key="once"))
