@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -420,6 +421,25 @@ def test_an_interrupt_without_a_terminal_cancels_the_task_and_ends_with_130(stub
 def is_asleep(pid: int) -> bool:
     """Whether the first thread of a process waits for something."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
+def test_many_tasks_are_put_under_a_bar_where_a_person_watches_and_ids_alone_go_on(stub: Stub, home: Path) -> None:
+    folders = [make_task(home / name) for name in "abc"]
+    controller, terminal = pty.openpty()
+    command = [sys.executable, "-m", "kolejka.client", "task", "put", *folders]
+    watched = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, check=True, timeout=60)
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while got := os.read(controller, 4096):
+            shown += got
+    os.close(controller)
+    assert b"putting tasks" in shown
+    assert b"3/3" in shown
+    piped = subprocess.run(command, capture_output=True, check=True, timeout=60)
+    assert piped.stderr == b""
+    assert [len(ended.stdout.split()) for ended in (watched, piped)] == [3, 3]
+    assert b"putting" not in watched.stdout
 
 
 @pytest.mark.parametrize(("answer", "cancels"), [(b"n\n", 0), (b"\n", 1), (b"\x03", 1)])

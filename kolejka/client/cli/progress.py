@@ -1,9 +1,10 @@
-"""What a person who waits is shown: one moving line on a terminal, then one line about the end."""
+"""What a person who waits is shown: a moving line or a bar on a terminal, then one line about the end."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import click
 
@@ -12,6 +13,8 @@ from kolejka.client.client import Progress
 from kolejka.client.transport import printable
 from kolejka.common.result import Outcome, Result
 from kolejka.common.units import show_size
+
+T = TypeVar("T")
 
 
 class Watch:
@@ -54,6 +57,36 @@ class Watch:
     def listener(self) -> Any:
         """What to hand to the library: ``tell`` where a person watches, else ``None``, which asks the server less."""
         return self.tell if self._shown else None
+
+
+class Bar:
+    """A bar on standard error for what is done one by one; nothing at all where no person watches."""
+
+    def __init__(self, about: str, total: int) -> None:
+        self._about, self._total = about, total
+        self._progress: Any = None
+
+    def __enter__(self) -> Self:
+        if on_terminal():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._progress.add_task(self._about, total=self._total)
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def each(self, things: Iterable[T]) -> Iterator[T]:
+        """The things; each is done when the next one is asked for."""
+        for thing in things:
+            yield thing
+            if self._progress is not None:
+                self._progress.advance(self._task)
 
 
 def summary(result: Result) -> str:

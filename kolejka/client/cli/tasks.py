@@ -13,6 +13,7 @@ from kolejka.cli.options import limit_options
 from kolejka.client import arrays
 from kolejka.client.cli.connection import connected
 from kolejka.client.cli.output import Output, field, limits_in_words, moment, printed
+from kolejka.client.cli.progress import Bar
 from kolejka.client.client import KolejkaClient
 from kolejka.client.transport import printable
 from kolejka.common.errors import InputError
@@ -72,17 +73,21 @@ def put(client: KolejkaClient, folders: Sequence[str], parameters: str | None, l
       kolejka-client task put --array seeds.csv my-task     with "args": ["./simulate", "{seed}"]
     """
     if parameters is None and len(folders) == 1:
-        tasks: Iterator[dict[str, Any]] = iter([client.put_task(folders[0], limits=limits)])
-    else:
-        if parameters is not None and len(folders) != 1:
-            raise InputError("an array is made of one folder", field="--array")
-        for _ in _read(folders, parameters):
-            pass  # every one is checked before the first is put
-        known: dict[str, str] = {}
+        _tell(iter([client.put_task(folders[0], limits=limits)]), output)
+        return
+    if parameters is not None and len(folders) != 1:
+        raise InputError("an array is made of one folder", field="--array")
+    count = sum(1 for _ in _read(folders, parameters))  # every one is checked before the first is put
+    known: dict[str, str] = {}
+    with Bar("putting tasks", count) as bar:
         tasks = client.put_many(
             (place, client.upload_files(task, folder, known=known).replace(limits=task.limits.merge(limits)))
-            for place, folder, task in _read(folders, parameters)
+            for place, folder, task in bar.each(_read(folders, parameters))
         )
+        _tell(tasks, output)
+
+
+def _tell(tasks: Iterator[dict[str, Any]], output: Output) -> None:
     if output.as_json:
         output.listing(tasks, COLUMNS, key="id")
         return
