@@ -105,7 +105,12 @@ LIMITS: Final[Mapping[str, Limit]] = MappingProxyType(
             Limit("cpu_time", Unit.TIME, Share.EACH, "CPU time of all processes together", 0.001, units.MAX_TIME),
             Limit("network", Unit.FLAG, Share.EACH, "whether the task may use the node's network"),
             Limit("storage", Unit.SIZE, Share.SPLIT, "bytes the task may write outside its working folder"),
-            Limit("workspace", Unit.SIZE, Share.SPLIT, "bytes in the working folder, input files included"),
+            Limit(
+                "workspace",
+                Unit.SIZE,
+                Share.SPLIT,
+                "bytes in the working folder, input files included; an empty file counts as 4096",
+            ),
             Limit("output", Unit.SIZE, Share.EACH, "bytes of standard output and standard error together"),
             Limit("image", Unit.SIZE, Share.IMAGE, "size of the container image"),
             Limit("gpus", Unit.COUNT, Share.SPLIT, "GPUs the task has for itself", 0, 1024),

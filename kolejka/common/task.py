@@ -31,16 +31,21 @@ MAX_ARGUMENT: Final = 131071
 """Bytes of the longest argument or variable that Linux gives to a program (MAX_ARG_STRLEN, less the NUL)."""
 _TEXT: Final = {"type": "string", "minLength": 1, "maxLength": 4096}
 _NAME: Final = {"type": "string", "minLength": 1, "maxLength": 4096, "format": "safe-name"}
-_FILE_FORMS: Final[list[dict[str, Any]]] = [
-    {"type": "null", "description": "the file of the same name in the task's folder"},
-    {"type": "string", "minLength": 1, "description": "a local path inside the task's folder"},
-    object_schema({"path": {"type": "string", "minLength": 1}, "executable": {"type": "boolean"}}, required=["path"]),
-    object_schema(
-        {"reference": {"type": "string", "pattern": "^[0-9a-f]{64}$"}, "executable": {"type": "boolean"}},
-        required=["reference"],
-    ),
-    object_schema({"content": {"type": "string"}, "executable": {"type": "boolean"}}, required=["content"]),
-]
+_FILE: Final[dict[str, Any]] = {
+    "description": 'a local path, null, {"path": …}, {"reference": …} or {"content": …}, "executable" beside them',
+    "anyOf": [
+        {"type": "null", "description": "the file of the same name in the task's folder"},
+        {"type": "string", "minLength": 1, "description": "a local path inside the task's folder"},
+        object_schema(
+            {"path": {"type": "string", "minLength": 1}, "executable": {"type": "boolean"}}, required=["path"]
+        ),
+        object_schema(
+            {"reference": {"type": "string", "pattern": "^[0-9a-f]{64}$"}, "executable": {"type": "boolean"}},
+            required=["reference"],
+        ),
+        object_schema({"content": {"type": "string"}, "executable": {"type": "boolean"}}, required=["content"]),
+    ],
+}
 
 FIELDS: Final = (
     Field("id", {**_TEXT, "maxLength": 128}, "key of the task; the server assigns it"),
@@ -66,7 +71,7 @@ FIELDS: Final = (
         "files",
         {
             "anyOf": [
-                {"type": "object", "propertyNames": _NAME, "additionalProperties": {"anyOf": _FILE_FORMS}},
+                {"type": "object", "propertyNames": _NAME, "additionalProperties": _FILE},
                 {"type": "array", "items": _NAME, "uniqueItems": True},
             ]
         },

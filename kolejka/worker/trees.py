@@ -16,6 +16,8 @@ from typing import Final
 
 MAX_DEPTH: Final = 256
 """Folders deeper than that are not entered: each level costs a descriptor."""
+INODE: Final = 4096
+"""what a file of one byte takes on the usual disk"""
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -71,10 +73,11 @@ def walk(root: Path, *, max_depth: int = MAX_DEPTH) -> Iterator[Entry]:
             os.close(descriptor)
 
 
-def weight(root: Path) -> int:
+def weight(root: Path, least: int = 0) -> int:
     """Bytes in a tree: for each thing the larger of its length and its blocks, so that sparse files count in full.
 
-    A file with several names counts once.
+    A file with several names counts once. Nothing counts for less than ``least``: with ``INODE``, what holds no byte
+    counts as if it held one, since a disk has only so many inodes.
     """
     total = 0
     seen: set[int] = set()
@@ -85,7 +88,7 @@ def weight(root: Path) -> int:
                 continue
             seen.add(info.st_ino)
         size = info.st_size if stat.S_ISREG(info.st_mode) else 0
-        total += max(size, info.st_blocks * 512)
+        total += max(size, info.st_blocks * 512, least)
     return total
 
 

@@ -18,7 +18,7 @@ from typing import Final
 from kolejka.common.errors import InputError, NodeError
 from kolejka.common.files import CHUNK
 from kolejka.common.task import Task
-from kolejka.worker.trees import remove_tree, walk, weight
+from kolejka.worker.trees import INODE, remove_tree, walk, weight
 
 NAME_PREFIX: Final = "kolejka-"
 _NOFOLLOW_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -111,7 +111,7 @@ class Workspace:
 
     def weight(self) -> int:
         """Bytes in the working folder."""
-        return weight(self.path)
+        return weight(self.path, INODE)
 
     def remove(self) -> None:
         """Remove the folder and all in it. Safe twice."""

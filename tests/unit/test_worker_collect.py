@@ -13,7 +13,7 @@ from kolejka.common.files import hash_file
 from kolejka.common.task import Collect
 from kolejka.worker import collect as collecting
 from kolejka.worker.collect import collect, pattern, result_name
-from kolejka.worker.trees import remove_tree, walk, weight
+from kolejka.worker.trees import INODE, remove_tree, walk, weight
 
 
 @pytest.fixture
@@ -205,6 +205,16 @@ def test_removal_does_not_follow_links(workspace: Path, tmp_path: Path) -> None:
     (workspace / "link").symlink_to(tmp_path / "outside")
     remove_tree(workspace)
     assert (tmp_path / "outside" / "kept").exists()
+
+
+def test_what_is_empty_weighs_something_where_inodes_count(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    (tmp_path / "empty").touch()
+    (tmp_path / "second name").hardlink_to(tmp_path / "empty")
+    assert weight(tmp_path, INODE) == 3 * INODE
+    (tmp_path / "more").write_bytes(bytes(3 * INODE))
+    assert weight(tmp_path, INODE) == 6 * INODE
 
 
 def test_weight_counts_holes_and_each_file_once(workspace: Path) -> None:

@@ -42,7 +42,7 @@ from kolejka.worker.runtimes.base import (
     private_folder,
     unheard,
 )
-from kolejka.worker.trees import weight
+from kolejka.worker.trees import INODE, weight
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -68,7 +68,7 @@ class DockerTask(Held):
         self._client = client
         self._run = run
         self._layer = layer
-        self._layer_base = weight(layer) if layer is not None and run.storage is not None else 0
+        self._layer_base = weight(layer, INODE) if layer is not None and run.storage is not None else 0
         self._world: int | None = None
         self._removed = False
 
@@ -86,8 +86,8 @@ class DockerTask(Held):
         """Bytes in the container's layer and its scratch folders."""
         if self._run.storage is None:
             return None
-        layer = weight(self._layer) - self._layer_base if self._layer is not None else 0
-        return max(0, layer) + sum(weight(self._run.folder / "scratch" / name) for name in ("tmp", "shm"))
+        layer = weight(self._layer, INODE) - self._layer_base if self._layer is not None else 0
+        return max(0, layer) + sum(weight(self._run.folder / "scratch" / name, INODE) for name in ("tmp", "shm"))
 
     def kill(self) -> None:
         """Kill PID 1 of the container, and so everything in it."""

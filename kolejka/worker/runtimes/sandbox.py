@@ -51,7 +51,7 @@ from kolejka.worker.runtimes.base import (
 )
 from kolejka.worker.runtimes.images import Store
 from kolejka.worker.runtimes.skeleton import prepare_root
-from kolejka.worker.trees import remove_tree, weight
+from kolejka.worker.trees import INODE, remove_tree, weight
 
 LEAST_VERSION: Final = (0, 11)
 STORAGE_SLACK: Final = 64 << 10
@@ -108,7 +108,7 @@ class SandboxTask(Held):
         if self._bounded:
             figures = os.statvfs(self._scratch)
             return (figures.f_blocks - figures.f_bfree) * figures.f_frsize
-        return weight(self._scratch)
+        return weight(self._scratch, INODE)
 
     def kill(self) -> None:
         """Kill PID 1 of the sandbox, and so everything in it."""

@@ -1,0 +1,10 @@
+// about: all the inodes of the disk
+// verdict: limit workspace
+// limits: {"workspace": "16M", "time": "60s"}
+#include <fcntl.h>
+#include <stdio.h>
+#include <unistd.h>
+int main(void) {
+  char name[32];
+  for (long i = 0;; i++) { sprintf(name, "f%ld", i); int fd = open(name, O_CREAT, 0); if (fd >= 0) close(fd); else usleep(1000); }
+}
