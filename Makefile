@@ -41,9 +41,9 @@ image: $(VENV)/installed-dev ## the node image: kernel, initrd, squashfs, USB di
 		$(if $(PACKAGES),--packages '$(PACKAGES)')
 
 IMAGE_TESTS := mmdebstrap mksquashfs mke2fs qemu-system-x86_64 sfdisk mcopy xorriso OVMF ipxe ssh
-test-image: setup ## boot the node image in every way there is and run tasks on it (emulated: half an hour)
+test-image: setup ## boot the node image in every way there is and run tasks on it (half an hour; SELECTION= for less)
 	@tools/packages $(IMAGE_TESTS)
-	KOLEJKA_TEST_REQUIRES='root image' $(PYTEST) -v tests/image
+	KOLEJKA_TEST_REQUIRES='root image' $(PYTEST) -v $(or $(SELECTION),tests/image)
 
 bench-accuracy: setup ## measure the measurement: figures of results against ground truth (bench-accuracy.json)
 	$(BIN)/python -m tests.bench.accuracy

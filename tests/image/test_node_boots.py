@@ -106,13 +106,18 @@ def web(published: Path) -> Iterator[int]:
         thread.join()
 
 
-def test_a_diskless_machine_boots_by_ipxe_and_http(
-    boot: Boot, published: Path, folder: Path, server: Cluster, token: str, web: int
+def test_a_diskless_machine_boots_by_ipxe_and_asks_to_be_let_in(
+    boot: Boot, published: Path, folder: Path, server: Cluster, web: int
 ) -> None:
     words = f"kolejka.server=http://{HOST}:{server.port} kolejka.tags=boot:diskless kolejka.name=diskless"
     script = f"#!ipxe\ndhcp\nset kolejka {words}\nchain http://{HOST}:{web}/boot.ipxe\n"
     (folder / "boot.ipxe").write_text(script)
-    node = boot("diskless", ["-boot", "n", *credential(folder, "kolejka.token", token)])
+    node = boot("diskless", ["-boot", "n"])
+    node.program.wait_ready(lambda: any(one["name"] == "diskless" for one in server.admin.enrolments()), BOOT_S)
+    assert not is_active(server, "diskless")
+    admin = {"KOLEJKA_CLIENT_TOKEN": (server.folder / "server/admin.token").read_text().strip()}
+    said = server.run("kolejka", "node", "approve", "diskless", env=admin)
+    assert said.returncode == 0, said.stderr
     check_in(node, server)
     node.kill()
 

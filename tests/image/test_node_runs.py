@@ -87,8 +87,9 @@ def test_it_is_kept_as_a_measuring_machine_should_be(alpha: Node) -> None:
     assert "kolejka-node" in alpha.run("cat /etc/os-release")
 
 
-def test_its_doctor_misses_nothing(alpha: Node) -> None:
-    said = alpha.ssh("sudo kolejka doctor --json").stdout
+@pytest.mark.parametrize("program", ["client", "foreman", "observer", "worker"])
+def test_its_doctors_miss_nothing(alpha: Node, program: str) -> None:
+    said = alpha.ssh(f"sudo kolejka-{program} doctor --json").stdout
     wrong = [check for check in json.loads(said) if not check["ok"] and check.get("required", True)]
     assert not wrong, wrong
 

@@ -58,5 +58,5 @@ def write_scratch(disk: Path, size: str = "8G") -> None:
     subprocess.run(
         ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-E", "lazy_itable_init=1", "-L", "kolejka-scratch",
          disk, size],
-        check=True, stdin=subprocess.DEVNULL,
+        check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
     )  # fmt: skip
