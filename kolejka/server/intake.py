@@ -88,7 +88,7 @@ class Door:
         self._has_secret = calls and callbacks.has_secret(db, caller.user_id)
         shas = {sha for intake in intakes for sha in intake.references.values()}
         blobs.use(db, shas, now)  # first: from here on none of them goes
-        self._readable = blobs.readable_among(db, shas, caller.user_id)
+        self._readable = blobs.readable_among(db, shas, caller.uploads)
         self._admitted: list[NewTask] = []
 
     def admit(self, intake: Intake, key: str | None) -> tuple[str, dict[str, Any] | None]:

@@ -69,7 +69,7 @@ def test_tasks_results_and_tokens_are_read(store: SqliteStore) -> None:
     assert store.read(lambda db: tasks.ids_by_keys(db, token.user_id, ["once"])).result() == {"once": done["id"]}
     for data in (b"hello", b"bye"):
         sha = hashlib.sha256(data).hexdigest()
-        assert store.read(lambda db, sha=sha: blobs.readable(db, sha, token.user_id, node=False)).result()  # type: ignore[misc]
+        assert store.read(lambda db, sha=sha: blobs.readable(db, sha, blobs.Reach(token.user_id))).result()  # type: ignore[misc]
 
 
 def test_life_goes_on(store: SqliteStore) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,25 @@ def test_a_token_for_one_queue_opens_nothing_else(server: Server, ala: Caller) -
     assert node.claim("narrow")["attempts"] == []
     body = {"node": "narrow", "total": AMOUNTS, "capacity": AMOUNTS, "slots": 1, "queues": ["default"]}
     assert node.ask("POST", "/claims", body, status=403).error == ("forbidden", "queues")
+
+
+def test_a_token_for_one_queue_reaches_no_other_blobs_of_its_user(server: Server, ala: Caller) -> None:
+    mine, theirs = secrets.token_bytes(8), secrets.token_bytes(8)
+    only, again = (narrowed(server, "ala", scope={"queues": ["default"]}) for _ in range(2))
+    sha = ala.upload(mine)
+    for call in (only.ask("GET", f"/blobs/{sha}"), only.ask("HEAD", f"/blobs/{sha}")):
+        assert call.status == 404
+    assert only.ask("POST", f"/blobs/{sha}/upload", {"size": 8}).json["state"] == "wanted"
+    assert only.ask("POST", "/tasks", {"args": ["x"], "files": {"f": {"reference": sha}}}).error == (
+        "blob_missing", "files.f",
+    )  # fmt: skip
+    assert only.ask("DELETE", f"/blobs/{sha}").status == 404
+    own = only.upload(theirs)
+    assert [blob["sha256"] for blob in only.ask("GET", "/blobs").json["blobs"]] == [own]
+    assert only.ask("GET", f"/blobs/{own}").data == theirs
+    assert again.ask("GET", f"/blobs/{own}").status == 404
+    only.put(files={"f": {"reference": own}})
+    assert again.ask("GET", f"/blobs/{own}").data == theirs, "it is a task's of its queue now"
 
 
 def test_a_token_that_reads_changes_nothing(server: Server, ala: Caller) -> None:

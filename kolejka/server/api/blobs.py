@@ -18,7 +18,6 @@ from kolejka.common.schema import object_schema
 from kolejka.server.api.errors import TooLarge
 from kolejka.server.api.routes import Answer, Call
 from kolejka.server.api.tasks import stamp
-from kolejka.server.auth.roles import Role
 from kolejka.server.deps import Deps
 from kolejka.server.storage import blobs
 from kolejka.server.storage.base import Connection, ask
@@ -87,7 +86,17 @@ async def _add(deps: Deps, call: Call, reference: str, size: int, place: str) ->
     """Record bytes at a place. Where the blob existed before, its old place stays and ours is of no use."""
     now = deps.clock()
     added = await ask(
-        deps.store.write(lambda db: blobs.add(db, reference, size, place, user_id=call.caller.user_id, now=now))
+        deps.store.write(
+            lambda db: blobs.add(
+                db,
+                reference,
+                size,
+                place,
+                user_id=call.caller.user_id,
+                now=now,
+                token=call.caller.blobs.narrow_token,
+            )
+        )
     )
     if added.place != place:
         await asyncio.to_thread(deps.blobs.remove, [place])
@@ -122,7 +131,7 @@ async def begin_upload(deps: Deps, call: Call) -> Answer:
 
     def work(db: Connection) -> Blob | None:
         # A node's leases let it read, but a result names what the node itself has brought.
-        if not blobs.readable(db, reference, caller.user_id, node=False):
+        if not blobs.readable(db, reference, caller.uploads):
             return None
         blobs.use(db, [reference], now)
         return blobs.find(db, reference)
@@ -149,9 +158,9 @@ async def begin_upload(deps: Deps, call: Call) -> Answer:
 
 async def list_blobs(deps: Deps, call: Call) -> Answer:
     """List what the caller uploaded, by hash. `next` is the `after` of the following page."""
-    query, user_id = call.query, call.caller.user_id
+    query, reach = call.query, call.caller.uploads
     after = query["after"] or ""
-    rows = await ask(deps.store.read(lambda db: blobs.granted(db, user_id, after=after, limit=query["limit"] + 1)))
+    rows = await ask(deps.store.read(lambda db: blobs.granted(db, reach, after=after, limit=query["limit"] + 1)))
     page = rows[: query["limit"]]
     more = len(rows) > len(page) and page
     listed = [{**row, "created_at": stamp(row["created_at"])} for row in page]
@@ -160,8 +169,8 @@ async def list_blobs(deps: Deps, call: Call) -> Answer:
 
 async def delete_blob(deps: Deps, call: Call) -> Answer:
     """Forget that the caller uploaded a blob. Tasks that refer to it keep it; when there are none, it goes in time."""
-    reference, user_id = _reference(call), call.caller.user_id
-    if not await ask(deps.store.write(lambda db: blobs.disown(db, reference, user_id))):
+    reference, reach = _reference(call), call.caller.uploads
+    if not await ask(deps.store.write(lambda db: blobs.disown(db, reference, reach))):
         raise NotFound(f"you have uploaded no blob {reference}")
     return Answer(204)
 
@@ -171,7 +180,7 @@ async def _find(deps: Deps, call: Call, reference: str) -> Blob:
     caller = call.caller
 
     def work(db: Connection) -> Blob | None:
-        if not (caller.sees_all or blobs.readable(db, reference, caller.user_id, node=caller.role is Role.NODE)):
+        if not blobs.readable(db, reference, caller.blobs):
             return None
         return blobs.find(db, reference)
 

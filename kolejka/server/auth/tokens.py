@@ -6,6 +6,7 @@ remembered for a few seconds, so that most requests ask no database; a revocatio
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import secrets
@@ -17,6 +18,7 @@ from kolejka.common.errors import InputError
 from kolejka.server.auth.roles import Role, may_hold
 from kolejka.server.storage import users
 from kolejka.server.storage.base import Connection, Store, ask
+from kolejka.server.storage.blobs import Reach
 
 PREFIX: Final = "klj_"
 _REMEMBER_S: Final = 5.0
@@ -71,6 +73,16 @@ class Caller:
     def reaches(self, owner_id: int, queue: str) -> bool:
         """Whether a task of this owner in this queue exists for this caller."""
         return (self.sees_all or owner_id == self.user_id) and (self.scope.queues is None or queue in self.scope.queues)
+
+    @property
+    def blobs(self) -> Reach:
+        """Which blobs this caller may have."""
+        return Reach(self.user_id, self.role is Role.NODE, self.sees_all, self.scope.queues, self.token)
+
+    @property
+    def uploads(self) -> Reach:
+        """Which of them its words may name without bringing the bytes: its own, whatever it sees or runs of others."""
+        return dataclasses.replace(self.blobs, node=False, everybody=False)
 
 
 def new_token() -> str:

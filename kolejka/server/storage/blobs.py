@@ -43,8 +43,31 @@ class Added:
     place: str
 
 
-def add(db: Connection, sha: str, size: int, place: str, *, user_id: int, now: float) -> Added:
-    """Record bytes that are durable at a place, and who uploaded them."""
+@dataclass(frozen=True)
+class Reach:
+    """Which blobs somebody may have: those that their user uploaded, and those of the user's tasks.
+
+    As a ``node``, of the tasks that run on the user's nodes; as ``everybody``, of all tasks and all that came.
+    With ``queues`` (of a token that is narrowed to them) of tasks in these only, and of the uploads those that came
+    under this ``token``.
+    """
+
+    user_id: int
+    node: bool = False
+    everybody: bool = False
+    queues: frozenset[str] | None = None
+    token: int = 0
+
+    @property
+    def narrow_token(self) -> int | None:
+        """The token, if it is narrowed."""
+        return None if self.queues is None else self.token
+
+
+def add(
+    db: Connection, sha: str, size: int, place: str, *, user_id: int, now: float, token: int | None = None
+) -> Added:
+    """Record bytes that are durable at a place, and who uploaded them; under which ``token``, if that is narrowed."""
     row = db.row(
         "INSERT INTO blobs (sha, size, created_at, place, used_at) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (sha) DO UPDATE SET used_at = excluded.used_at RETURNING place",
@@ -55,6 +78,8 @@ def add(db: Connection, sha: str, size: int, place: str, *, user_id: int, now: f
         "INSERT INTO grants (user_id, sha, created_at) VALUES (?, ?, ?) ON CONFLICT (user_id, sha) DO NOTHING",
         user_id, sha, now,
     )  # fmt: skip
+    if token is not None:
+        db.run("INSERT INTO token_grants (token_id, sha) VALUES (?, ?) ON CONFLICT DO NOTHING", token, sha)
     return Added(bool(new), str(row[0]))
 
 
@@ -73,21 +98,33 @@ def use(db: Connection, shas: Collection[str], now: float) -> None:
         )  # fmt: skip
 
 
-def granted(db: Connection, user_id: int, *, after: str = "", limit: int) -> list[dict[str, Any]]:
-    """What a user uploaded, by hash: ``sha256``, ``size``, ``created_at``, ``references`` = how many tasks need it."""
+def granted(db: Connection, reach: Reach, *, after: str = "", limit: int) -> list[dict[str, Any]]:
+    """What a user uploaded, by hash: ``sha256``, ``size``, ``created_at``, ``references`` = how many tasks need it.
+
+    Of a narrowed token: what came under it.
+    """
+    narrow, values = "", list[object]()
+    if reach.narrow_token is not None:
+        narrow = " AND g.sha IN (SELECT sha FROM token_grants WHERE token_id = ?)"
+        values = [reach.narrow_token]
     rows = db.rows(
-        "SELECT b.sha, b.size, g.created_at,"
+        "SELECT b.sha, b.size, g.created_at,"  # noqa: S608 constants
         " (SELECT COUNT(DISTINCT r.number) FROM blob_references r JOIN tasks t ON t.number = r.number"
         " WHERE r.sha = b.sha AND t.owner_id = g.user_id)"
-        " FROM grants g JOIN blobs b ON b.sha = g.sha WHERE g.user_id = ? AND g.sha > ? ORDER BY g.sha LIMIT ?",
-        user_id, after, limit,
+        f" FROM grants g JOIN blobs b ON b.sha = g.sha WHERE g.user_id = ? AND g.sha > ?{narrow}"
+        " ORDER BY g.sha LIMIT ?",
+        reach.user_id, after, *values, limit,
     )  # fmt: skip
     return [dict(zip(("sha256", "size", "created_at", "references"), row, strict=True)) for row in rows]
 
 
-def disown(db: Connection, sha: str, user_id: int) -> bool:
+def disown(db: Connection, sha: str, reach: Reach) -> bool:
     """Forget that a user uploaded a blob; whether they had. Their tasks keep what they refer to."""
-    return bool(db.run("DELETE FROM grants WHERE sha = ? AND user_id = ?", sha, user_id))
+    if reach.narrow_token is not None and not db.run(
+        "DELETE FROM token_grants WHERE sha = ? AND token_id = ?", sha, reach.narrow_token
+    ):
+        return False
+    return bool(db.run("DELETE FROM grants WHERE sha = ? AND user_id = ?", sha, reach.user_id))
 
 
 def unneeded(db: Connection, *, before: float, after: str, limit: int) -> tuple[list[str], str | None]:
@@ -117,6 +154,7 @@ def take_out(db: Connection, shas: Sequence[str], *, before: float) -> int:
         for sha, place in rows:
             db.run("INSERT INTO removals (place) VALUES (?)", place)
             db.run("DELETE FROM grants WHERE sha = ?", sha)
+            db.run("DELETE FROM token_grants WHERE sha = ?", sha)
         taken += len(rows)
     return taken
 
@@ -146,32 +184,39 @@ def strangers(db: Connection, places: Collection[str]) -> list[str]:
     return [place for place in places if place not in known]
 
 
-def readable(db: Connection, sha: str, user_id: int, *, node: bool) -> bool:
-    """Whether this user may have the blob: as the ``node`` that runs a task with it, or else as a task's owner."""
-    if db.row("SELECT 1 FROM grants WHERE user_id = ? AND sha = ?", user_id, sha):
+def readable(db: Connection, sha: str, reach: Reach) -> bool:
+    """Whether somebody may have the blob."""
+    if reach.everybody and reach.queues is None:
         return True
-    if node:
-        return bool(db.row(
-            "SELECT 1 FROM blob_references r JOIN leases l ON l.number = r.number JOIN nodes n ON n.name = l.node"
-            " WHERE r.sha = ? AND n.user_id = ? LIMIT 1",
-            sha, user_id,
-        ))  # fmt: skip
+    if sha in _uploaded(db, [sha], reach):
+        return True
+    if reach.node:
+        source = "leases q ON q.number = r.number JOIN nodes n ON n.name = q.node AND n.user_id = ?"
+    else:
+        source = "tasks q ON q.number = r.number" + ("" if reach.everybody else " AND q.owner_id = ?")
+    whose = () if reach.everybody and not reach.node else (reach.user_id,)
+    queues = "" if reach.queues is None else f" AND q.queue IN ({marks(list(reach.queues))})"
     return bool(db.row(
-        "SELECT 1 FROM blob_references r JOIN tasks t ON t.number = r.number"
-        " WHERE r.sha = ? AND t.owner_id = ? LIMIT 1",
-        sha, user_id,
+        f"SELECT 1 FROM blob_references r JOIN {source} WHERE r.sha = ?{queues} LIMIT 1",  # noqa: S608 constants, marks
+        *whose, sha, *(reach.queues or ()),
     ))  # fmt: skip
 
 
-def readable_among(db: Connection, shas: Collection[str], user_id: int) -> set[str]:
-    """Those of these blobs that a user uploaded, or that a task of theirs refers to."""
-    found: set[str] = set()
-    for some in pieces(set(shas)):
-        found.update(row[0] for row in db.rows(
-            f"SELECT sha FROM grants WHERE user_id = ? AND sha IN ({marks(some)})", user_id, *some  # noqa: S608 marks
-        ))  # fmt: skip
-    found.update(sha for sha in set(shas) - found if readable(db, sha, user_id, node=False))  # few, mostly none
-    return found
+def _uploaded(db: Connection, shas: Collection[str], reach: Reach) -> set[str]:
+    """Those of these blobs that came from this user, or under this narrowed token."""
+    if reach.narrow_token is None:
+        where, whose = "grants WHERE user_id", reach.user_id
+    else:
+        where, whose = "token_grants WHERE token_id", reach.narrow_token
+    return {row[0] for some in pieces(shas) for row in db.rows(
+        f"SELECT sha FROM {where} = ? AND sha IN ({marks(some)})", whose, *some  # noqa: S608 constants, marks
+    )}  # fmt: skip
+
+
+def readable_among(db: Connection, shas: Collection[str], reach: Reach) -> set[str]:
+    """Those of these blobs that somebody may have."""
+    found = _uploaded(db, shas, reach)
+    return found | {sha for sha in set(shas) - found if readable(db, sha, reach)}  # few, mostly none
 
 
 @dataclass(frozen=True)

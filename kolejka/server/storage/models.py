@@ -254,6 +254,18 @@ class Grants(Table):
         primary_key = p.CompositeKey("user_id", "sha")
 
 
+class TokenGrants(Table):
+    """Which blobs came under a token that is narrowed to queues: of its user's uploads it reaches no others."""
+
+    token_id = p.IntegerField()
+    sha = p.TextField()
+
+    class Meta:
+        """peewee's own."""
+
+        primary_key = p.CompositeKey("token_id", "sha")
+
+
 class BlobReferences(Table):
     """Which task needs (``input``) or made (``output``) which blob."""
 
@@ -358,5 +370,5 @@ class CallbackSecrets(Table):
 TABLES: tuple[Any, ...] = (
     Clock, Users, Tokens, Queues, Signatures, Tasks, Specs, Labels, Results, Attempts, Leases, Nodes, Blobs, Grants,
     BlobReferences, Accounting, OwnerUsage, Reservations, Events, Audit, Callbacks, CallbackSecrets, Removals, Chores,
-    NodeWords, NodeLogs, Enrolments,
+    NodeWords, NodeLogs, Enrolments, TokenGrants,
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import random
 
 import pytest
@@ -11,10 +12,11 @@ from kolejka.common.errors import Conflict, InputError, NotAllowed, NotFound
 from kolejka.common.result import Outcome, ResultFile
 from kolejka.common.stats import CpuStats, MemoryStats, Stats
 from kolejka.server.auth.roles import Role
-from kolejka.server.auth.tokens import Caller
+from kolejka.server.auth.tokens import Caller, Scope
 from kolejka.server.scheduling import claims
+from kolejka.server.scheduling.queues import Queue
 from kolejka.server.scheduling.rescue import Next
-from kolejka.server.storage import blobs, leases, nodes, tasks
+from kolejka.server.storage import blobs, leases, nodes, queues, tasks
 from kolejka.server.storage.base import Announcement, CancelAsked, TaskDone, TaskWaiting
 from kolejka.server.storage.blob_store import new_place as place_of
 from tests.conformance.storage.conftest import Cluster
@@ -248,8 +250,7 @@ def test_an_input_may_come_back_as_output_without_a_second_upload(cluster: Clust
 
 def test_who_may_have_a_blob(cluster: Cluster, ala: Caller, smith: Caller) -> None:
     def readable(caller: Caller, sha: str = SHA) -> bool:
-        node = caller.role is Role.NODE
-        return cluster.store.read(lambda db: blobs.readable(db, sha, caller.user_id, node=node)).result()
+        return cluster.store.read(lambda db: blobs.readable(db, sha, caller.blobs)).result()
 
     ola = cluster.user("ola")
     cluster.store.write(lambda db: blobs.add(db, SHA, 5, place_of(SHA), user_id=ala.user_id, now=0.0)).result()
@@ -269,6 +270,54 @@ def test_who_may_have_a_blob(cluster: Cluster, ala: Caller, smith: Caller) -> No
     cluster.finish(smith, given.lease, manifest={"out": ResultFile(7, "0644", made)})
     assert readable(ala, made), "a result's files are its owner's"
     assert not readable(smith), "the lease is over"
+
+
+def test_a_token_for_some_queues_reaches_the_blobs_of_their_tasks_and_those_that_came_under_it(
+    cluster: Cluster, ala: Caller, smith: Caller
+) -> None:
+    cluster.store.write(lambda db: queues.save(db, Queue("exams"))).result()
+    exams = frozenset({"exams"})
+    narrow = dataclasses.replace(ala, token=7, scope=Scope(queues=exams))
+    other = dataclasses.replace(narrow, token=8)
+    node = dataclasses.replace(smith, token=9, scope=Scope(queues=exams))
+    watch = dataclasses.replace(cluster.user("watch", Role.INSPECTOR), scope=Scope(queues=exams))
+    shas = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("of ala", "of exams", "of narrow", "lab's")}
+
+    def add(name: str, caller: Caller) -> None:
+        cluster.store.write(lambda db: blobs.add(
+            db, shas[name], 5, place_of(shas[name]), user_id=caller.user_id, now=0.0, token=caller.blobs.narrow_token
+        )).result()  # fmt: skip
+
+    def reached(caller: Caller) -> set[str]:
+        return {name for name, sha in shas.items()
+                if cluster.store.read(lambda db: blobs.readable(db, sha, caller.blobs)).result()}  # fmt: skip  # noqa: B023 at once
+
+    for name in ("of ala", "of exams", "lab's"):
+        add(name, ala)
+    add("of narrow", narrow)
+    cluster.put(ala, queue="exams", files={"in": {"reference": shas["of exams"]}})
+    cluster.put(ala, files={"in": {"reference": shas["lab's"]}})
+    assert reached(ala) == set(shas)
+    assert reached(narrow) == {"of exams", "of narrow"}
+    assert reached(other) == {"of exams"}
+    assert reached(watch) == {"of exams"}
+    with pytest.raises(InputError) as caught:
+        cluster.put(narrow, queue="exams", files={"in": {"reference": shas["of ala"]}})
+    assert caught.value.code == "blob_missing", "else its task would give it the bytes"
+    cluster.put(narrow, queue="exams", files={"in": {"reference": shas["of narrow"]}})
+    cluster.claim(smith)
+    assert reached(smith) == {"of exams", "of narrow", "lab's"}
+    assert reached(node) == {"of exams", "of narrow"}
+
+    def listed(caller: Caller) -> set[str]:
+        found = cluster.store.read(lambda db: blobs.granted(db, caller.uploads, limit=9)).result()
+        return {one["sha256"] for one in found}
+
+    assert listed(ala) == set(shas.values())
+    assert listed(narrow) == {shas["of narrow"]}
+    assert not cluster.store.write(lambda db: blobs.disown(db, shas["of ala"], narrow.uploads)).result()
+    assert cluster.store.write(lambda db: blobs.disown(db, shas["of narrow"], narrow.uploads)).result()
+    assert listed(ala) == set(shas.values()) - {shas["of narrow"]}
 
 
 # Rescue
