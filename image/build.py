@@ -313,7 +313,7 @@ def _lay_files(recipe: Recipe, root: Path) -> None:
     units = root / "etc/systemd/system"
     for name in SERVICES:
         shutil.copyfile(PROJECT / "kolejka/foreman/systemd" / f"{name}.service", units / f"{name}.service")
-    own = sorted(path.name for path in units.glob("kolejka-*.service"))
+    own = sorted(path.name for path in units.glob("kolejka-*.service") if "@" not in path.name)
     _chroot(root, "systemctl", "--quiet", "enable", *own, *ENABLED)
     for name in MASKED:
         (units / name).unlink(missing_ok=True)

@@ -15,14 +15,18 @@ import pytest
 from image import media
 from image.build import Image
 from image.recipe import BASE_EPOCH
-from tests.image.node import BOOT_S, HOST, Node, credential
+from tests.image.node import BOOT_S, HOST, Node
 from tests.image.test_node_runs import is_active
+from tests.image.tls import tls_before
 from tests.machine.qemu import drive
+from tests.neighbours.certificates import make_certificate
 from tests.neighbours.cluster import Cluster
 
 pytestmark = pytest.mark.needs("root", "image")
 
 Boot = Callable[[str, list[str]], Node]
+SMALL = {"memory": "64M", "workspace": "16M", "storage": "16M"}
+"""A machine without a disk keeps all of a task in memory."""
 FIRMWARE = Path("/usr/share/OVMF")
 
 
@@ -47,29 +51,33 @@ def firmware(folder: Path, name: str) -> list[str]:
 def check_in(node: Node, server: Cluster) -> None:
     """Wait until the server has heard the node, and let it run one task."""
     node.program.wait_ready(lambda: is_active(server, node.name), BOOT_S)
-    task = str(server.admin.put_spec({"args": ["true"], "requires": [f"boot:{node.name}"]})["id"])
+    task = str(server.admin.put_spec({"args": ["true"], "requires": [f"boot:{node.name}"], "limits": SMALL})["id"])
     result = server.admin.wait(task, 300)
     assert result.node is not None
     assert (str(result.outcome), result.node["name"]) == ("ok", node.name)
 
 
-def test_a_stick_is_configured_by_files_on_itself(
+def test_a_stick_is_configured_by_files_on_itself_and_trusts_the_authority_there(
     boot: Boot, published: Path, folder: Path, server: Cluster, token: str
 ) -> None:
     stick = folder / "stick.img"
     shutil.copy(published / "node.img", stick)
-    settings = f'[client]\nserver = "http://{HOST}:{server.port}"\n[foreman]\nname = "stick"\ntags = ["boot:stick"]\n'
-    (folder / "kolejka.toml").write_text(settings)
-    (folder / "token").write_text(token)
-    place = f"{stick}@@1M"
-    subprocess.run(["mmd", "-i", place, "::kolejka/config"], check=True)
-    subprocess.run(["mcopy", "-i", place, folder / "kolejka.toml", folder / "token", "::kolejka/config/"], check=True)
-    node = boot("stick", [*firmware(folder, "stick"), *drive(stick)])
-    check_in(node, server)
-    node.kill()
+    certificate = make_certificate(folder, HOST)
+    with tls_before(server.port, certificate) as port:
+        settings = f'[client]\nserver = "https://{HOST}:{port}"\n[foreman]\nname = "stick"\ntags = ["boot:stick"]\n'
+        (folder / "kolejka.toml").write_text(settings)
+        (folder / "token").write_text(token)
+        (folder / "ca.pem").write_bytes(certificate.authority.read_bytes())
+        place = f"{stick}@@1M"
+        subprocess.run(["mmd", "-i", place, "::kolejka/config"], check=True)
+        files = [folder / name for name in ("kolejka.toml", "token", "ca.pem")]
+        subprocess.run(["mcopy", "-i", place, *files, "::kolejka/config/"], check=True)
+        node = boot("stick", [*firmware(folder, "stick"), *drive(stick)])
+        check_in(node, server)
+        node.kill()
 
 
-def test_a_cd_boots_and_hears_the_boot_loaders_words_and_credentials(
+def test_a_cd_takes_a_seed_and_its_secret_from_smbios(
     boot: Boot, published: Path, folder: Path, server: Cluster, token: str
 ) -> None:
     seed = folder / "seed.iso"
@@ -79,8 +87,10 @@ def test_a_cd_boots_and_hears_the_boot_loaders_words_and_credentials(
     (tree / "user-data").write_text(f"#cloud-config\nhostname: disc\nkolejka: {{{settings}}}\n")
     (tree / "meta-data").write_text("instance-id: 1\n")
     subprocess.run(["xorriso", "-as", "mkisofs", "-quiet", "-V", "cidata", "-r", "-o", seed, tree], check=True)
+    secret = folder / "smbios"
+    secret.write_text(f"io.systemd.credential:kolejka.token={token}")
     words = [
-        *firmware(folder, "disc"), *credential(folder, "kolejka.token", token), *drive(seed, "readonly=on"),
+        *firmware(folder, "disc"), *drive(seed, "readonly=on"), "-smbios", f"type=11,path={secret}",
         "-device", "virtio-scsi-pci", "-drive", f"file={published / 'node.iso'},if=none,id=cd,format=raw,readonly=on",
         "-device", "scsi-cd,drive=cd",
     ]  # fmt: skip
