@@ -95,7 +95,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                     f"{item.nodeid} needs {unknown or 'nothing'}; the needs: {', '.join(needs.NEEDS)}"
                 )
             named.update(marker.args)
-        item.add_marker(pytest.mark.xdist_group("machine" if named & _MACHINE else item.path.stem))
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group("machine" if named & _MACHINE else item.path.stem))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
+pytestmark = pytest.mark.xdist_group("machine")  # a session inside looks for what is left on the whole machine
+
 
 @pytest.fixture
 def session(tmp_path: Path):  # type: ignore[no-untyped-def]
