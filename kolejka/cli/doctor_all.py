@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -10,13 +12,19 @@ from kolejka.cli.programs import PROGRAMS, program
 from kolejka.common.checks import Check
 
 PATIENCE_S = 60.0
+NODE_PARTS = ("worker", "foreman", "observer")
+"""programs of a node, which its administrator sets up: an ordinary user's machine need not be one"""
 
 
-def checks(names: Sequence[str] = PROGRAMS, environment: Mapping[str, str] | None = None) -> list[Check]:
+def checks(
+    names: Sequence[str] = PROGRAMS, environment: Mapping[str, str] | None = None, uid: int | None = None
+) -> list[Check]:
     """What the doctors of these programs find, each check named after its program.
 
-    What is not installed or not set up here is no fault: a machine need not play every part.
+    What is not installed or not set up here is no fault: a machine need not play every part. What a node needs cannot
+    be told by an ordinary user (``uid``, by default ours), who lacks the rights that a node's programs have.
     """
+    ordinary = (os.geteuid() if uid is None else uid) != 0
     asked = {
         name: subprocess.Popen(
             program(name, "doctor", "--json"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -24,7 +32,20 @@ def checks(names: Sequence[str] = PROGRAMS, environment: Mapping[str, str] | Non
         )
         for name in names
     }  # fmt: skip
-    return [check for name, process in asked.items() for check in _heard(name, process)]
+    return [
+        _of_ordinary(check) if ordinary and name in NODE_PARTS else check
+        for name, process in asked.items()
+        for check in _heard(name, process)
+    ]
+
+
+def _of_ordinary(check: Check) -> Check:
+    """The check of a node's part as an ordinary user sees it."""
+    if check.ok:
+        return check
+    return dataclasses.replace(
+        check, required=False, absent=True, cure=f"only for a node; there, as root: {check.cure or 'kolejka doctor'}"
+    )
 
 
 def _heard(name: str, process: subprocess.Popen[str]) -> Iterator[Check]:

@@ -48,7 +48,7 @@ def settings_options(*sections: type[Section], without: Sequence[str] = ()) -> C
             return command(*args, **loaded, **given)
 
         decorated: Command = wrapped
-        entries: list[tuple[str, str, str]] = []
+        entries: list[tuple[str, str, str, bool]] = []
         for section in everything:
             for s in section.declared():
                 if s.name in without or s.secret:  # secrets come by file or environment: a command line is public
@@ -61,9 +61,12 @@ def settings_options(*sections: type[Section], without: Sequence[str] = ()) -> C
                     taken.add(s.name)
                 plan.append((section, s.name, parameter))
                 text = f"{s.help} [{s.variable}; default: {s.shown_default or 'none'}]"
-                entries.append(("--" + parameter.replace("_", "-"), parameter, text))
-        for option, parameter, text in reversed(entries):
-            decorated = click.option(option, parameter, default=None, help=text)(decorated)
+                entries.append(("--" + parameter.replace("_", "-"), parameter, text, s.kind == "flag"))
+        for option, parameter, text, flag in reversed(entries):
+            more: dict[str, Any] = (
+                {"is_flag": False, "flag_value": "true"} if flag else {}
+            )  # a flag alone is a flag that is set
+            decorated = click.option(option, parameter, default=None, help=text, **more)(decorated)
         return click.option("--config", default=None, help="configuration file to read beside the usual ones")(
             decorated
         )

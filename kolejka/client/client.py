@@ -30,6 +30,8 @@ from kolejka.common.task import TASK_FILE, Task
 
 LONG_POLL_S: Final = 30.0
 SHORT_POLL_S: Final = 1.0
+LOG_STEP_S: Final = 20.0
+"""how long one request waits for a node's log"""
 PAGE: Final = 500
 BULK: Final = 10_000
 BULK_BYTES: Final = 4 << 20
@@ -389,6 +391,31 @@ class KolejkaClient(ServerClient):
     def drain_node(self, name: str) -> dict[str, Any]:
         """Ask a node to take no more tasks (for admins); the node."""
         return self.transport.request("POST", f"/nodes/{quoted(name)}/drain").object()
+
+    def reboot_node(self, name: str, *, when_idle: bool = False) -> dict[str, Any]:
+        """Ask a node to boot anew (for admins), now or when nothing runs there any more; the node.
+
+        What runs is given back to the queue, unless ``when_idle``. The node tells with its next heartbeat that it did.
+        """
+        words = {"when_idle": when_idle}
+        return self.transport.request("POST", f"/nodes/{quoted(name)}/reboot", json=words).object()
+
+    def node_log(self, name: str, *, lines: int = 200, wait_s: float = 60.0) -> str:
+        """The last lines of a node's log (for admins), which the node is asked for.
+
+        Conflict when the node is silent, Unavailable when it has not answered within ``wait_s`` seconds.
+        """
+        deadline = time.monotonic() + wait_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            step_s = min(left_s, LOG_STEP_S)
+            answer = self.transport.request(
+                "POST", f"/nodes/{quoted(name)}/log", json={"lines": lines, "wait": step_s},
+                timeout=step_s + self.settings.timeout,
+            )  # fmt: skip
+            if answer.status == 200:
+                with self.transport.understanding():
+                    return str(answer.object()["log"])
+        raise Unavailable(f"the node {name!r} has not sent its log within {wait_s:g} s")
 
     def resume_node(self, name: str) -> dict[str, Any]:
         """Ask a drained node to take tasks again (for admins); the node."""

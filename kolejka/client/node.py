@@ -21,6 +21,18 @@ from kolejka.common.task import Task
 
 DRAIN: Final = "drain"
 """what an admin may ask of a node: to take no more tasks"""
+REBOOT: Final = "reboot"
+"""to give back what runs and boot anew"""
+REBOOT_WHEN_IDLE: Final = "reboot when idle"
+"""to take no more tasks, and boot anew when nothing runs any more"""
+
+
+@dataclass(frozen=True)
+class LogWish:
+    """An admin wants the last ``lines`` lines of the node's log; ``number`` names the wish."""
+
+    number: int
+    lines: int
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,8 @@ class Claimed:
     heartbeat_s: float = 60.0
     """a node silent for so long has lost its attempts"""
     asked: str | None = None
-    """what an admin asks of the node: DRAIN, or (as far as a claim tells) nothing"""
+    """what an admin asks of the node: DRAIN, REBOOT, REBOOT_WHEN_IDLE, or (as far as a claim tells) nothing"""
+    log: LogWish | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,8 @@ class Beat:
     cancel: frozenset[int] = field(default_factory=frozenset)
     heartbeat_s: float = 60.0
     asked: str | None = None
-    """what an admin asks of the node: DRAIN or nothing"""
+    """what an admin asks of the node: DRAIN, REBOOT, REBOOT_WHEN_IDLE or nothing"""
+    log: LogWish | None = None
 
 
 class NodeClient(ServerClient):
@@ -117,6 +131,7 @@ class NodeClient(ServerClient):
                 frozenset(map(int, answer.get("cancel", []))),
                 float(answer.get("heartbeat_s", 60.0)),
                 answer.get("asked"),
+                _log_wish(answer.get("log")),
             )
 
     def heartbeat(
@@ -128,15 +143,17 @@ class NodeClient(ServerClient):
         total: Limits | Mapping[str, Any],
         tags: Iterable[str] = (),
         state: str = "active",
+        about: Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
     ) -> Beat:
         """Say that the node lives and which leases it holds. ``state``: active, draining or quarantined.
 
+        ``about`` is what else it says of itself (``kolejka/foreman/about.py``).
         ``timeout_s``: how long to wait for the answer, where that is less than for other requests.
         """
         words = {
             "node": node, "tags": list(tags), "capacity": _plain(capacity), "total": _plain(total),
-            "leases": list(leases), "state": state,
+            "leases": list(leases), "state": state, **({} if about is None else {"about": dict(about)}),
         }  # fmt: skip
         most_s = self.settings.timeout if timeout_s is None else min(timeout_s, self.settings.timeout)
         answer = self.transport.request(
@@ -148,7 +165,12 @@ class NodeClient(ServerClient):
                 frozenset(map(int, answer.get("cancel", []))),
                 float(answer.get("heartbeat_s", 60.0)),
                 answer.get("asked"),
+                _log_wish(answer.get("log")),
             )
+
+    def put_log(self, node: str, number: int, log: str) -> None:
+        """Hand in lines of this node's log. NotFound when nobody waits for them any more."""
+        self.transport.request("PUT", f"/nodes/{quoted(node)}/log/{number}", json={"log": log})
 
     def put_result(self, lease: int, result: Result, *, patience_s: float | None = None) -> dict[str, Any]:
         """Hand in a result whose files were stored before. Conflict when the lease was overtaken: throw it away."""
@@ -206,6 +228,10 @@ def _attempt(data: Mapping[str, Any]) -> Attempt:
         spec=dict(data["spec"]),
         deadline_s=None if deadline is None else float(deadline),
     )
+
+
+def _log_wish(data: Mapping[str, Any] | None) -> LogWish | None:
+    return None if data is None else LogWish(int(data["number"]), int(data["lines"]))
 
 
 def _plain(limits: Limits | Mapping[str, Any]) -> dict[str, Any]:

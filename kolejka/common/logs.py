@@ -21,8 +21,9 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     return {key: value for key, value in vars(record).items() if key not in _STANDARD}
 
 
-def _stamp(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def stamp(seconds: float) -> str:
+    """A moment (seconds since the epoch), as lines of logs begin with it."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class TextFormatter(logging.Formatter):
@@ -32,7 +33,7 @@ class TextFormatter(logging.Formatter):
         """The line; a traceback, if any, follows it."""
         data = "".join(f" {key}={value!r}" if isinstance(value, str) and " " in value else f" {key}={value}"
                        for key, value in _fields(record).items())  # fmt: skip
-        line = f"{_stamp(record)} {record.levelname.lower()} {record.name}: {record.getMessage()}{data}"
+        line = f"{stamp(record.created)} {record.levelname.lower()} {record.name}: {record.getMessage()}{data}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -42,7 +43,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The object, on one line."""
         data: dict[str, Any] = {
-            "time": _stamp(record), "level": record.levelname.lower(), "logger": record.name,
+            "time": stamp(record.created), "level": record.levelname.lower(), "logger": record.name,
             "message": record.getMessage(), **_fields(record),
         }  # fmt: skip
         if record.exc_info:

@@ -304,6 +304,9 @@ class ServerSettings(Section, section="server"):
         120.0, "added to a task's time limit before its attempt counts as hung", kind="time"
     )
     attempts: int = setting(5, "attempts that may be lost before the task ends as error", kind="count")
+    minimum_image: str = setting(
+        "", "version of the node image below which a node takes no tasks; absent = any will do", kind="text"
+    )
     usage_half_life: float = setting(
         3600.0, "after so long, what an owner used counts half when the next task is chosen", kind="time"
     )
@@ -415,6 +418,12 @@ class ForemanSettings(Section, section="foreman"):
     enrol: bool = setting(False, "ask the server to be let in where there is no token; an admin approves", kind="flag")
     slots: int = setting(0, "tasks to run at one time; 0 = as many as the CPUs allow", kind="count")
     data: Path = setting(_data_home("foreman"), "folder of the spool and of running tasks", kind="path")
+    prove: bool = setting(
+        False, "try before any work to break each limit; a node where one does not hold takes no tasks", kind="flag"
+    )
+    reboot_command: str = setting(
+        "systemctl reboot", "what reboots this machine when an admin asks for it", kind="text"
+    )
     cache: int = setting(10 << 30, "size of the node's cache of input files", kind="size")
     images: int = setting(
         20 << 30, "size of the images that this node fetches for its tasks; 0 = it fetches none", kind="size"

@@ -69,6 +69,7 @@ class Running:
     """by the clock ``seconds``, when the server takes the attempt for hung"""
     placement: Placement
     slot: int
+    since: float = field(default_factory=time.time)
     verdict: Verdict | None = None
     ended: threading.Event = field(default_factory=threading.Event)
     job: Job | None = None
@@ -96,6 +97,8 @@ class Board:
         self.pulse = threading.Condition(lock)
         self.ending = threading.Event()
         """set once the node drains or stops"""
+        self.stirred = threading.Event()
+        """set with each change, for one who looks at all of it now and then"""
         self._running: dict[int, Running] = {}
         self._spooled: set[int] = set()
         self._state = NodeState.ACTIVE
@@ -115,6 +118,7 @@ class Board:
                 self.ending.set()
             self.room.notify_all()
             self.changed.notify_all()
+            self.stir()
             return True
 
     def admit(self, lease: int, task: Task, wish: Wish, deadline: float | None) -> Running | Misfit:
@@ -130,6 +134,7 @@ class Board:
             running = Running(lease, task, deadline, placement, slot)
             self._running[lease] = running
             self.room.notify()
+            self.stir()
             return running
 
     def free(self) -> Free:
@@ -205,6 +210,12 @@ class Board:
         with self.changed:
             self.room.notify()
             self.changed.notify_all()
+            self.stir()
+
+    def stir(self) -> None:
+        """Something of interest to people changed."""
+        if not self.stirred.is_set():  # a glance is cheaper than setting it again
+            self.stirred.set()
 
     def wait(self, condition: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """Wait until ``condition`` (called with the lock held) is true; whether it is."""

@@ -7,6 +7,7 @@ that did more could meet a lock half taken). The first SIGTERM or SIGINT drains,
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import select
@@ -14,6 +15,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any, Final, NoReturn
 
@@ -21,10 +23,17 @@ import click
 
 from kolejka.cli.options import main, refuse_options_before, settings_options
 from kolejka.common import systemd
+from kolejka.common.enrolment import approval
+from kolejka.common.errors import KolejkaError
 from kolejka.common.settings import ClientSettings, ForemanSettings, WorkerSettings
 from kolejka.foreman import enrol
+from kolejka.foreman.about import machine_words
 from kolejka.foreman.daemon import Foreman
 from kolejka.foreman.leftovers import instance, locked
+from kolejka.foreman.lines import Lines
+from kolejka.foreman.prove import prove
+from kolejka.foreman.reboot import reboot_words
+from kolejka.foreman.state import write_state
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +54,7 @@ def command(context: click.Context, foreman: ForemanSettings, worker: WorkerSett
     SIGTERM drains: running tasks finish, their results are uploaded. A second one stops: payloads are killed and
     their tasks given back to the server.
     """
-    refuse_options_before(context, "doctor")
+    refuse_options_before(context, "doctor", "screen")
     if context.invoked_subcommand is None:
         serve(foreman, worker, client)
 
@@ -61,22 +70,60 @@ def doctor(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSetti
     return report(checks(foreman, worker, client), as_json=as_json)
 
 
+@command.command()
+@settings_options(ForemanSettings)
+@click.option("--once", is_flag=True, help="print it once instead of drawing it again and again")
+@click.option("--json", "as_json", is_flag=True, help="print it once as JSON, for programs")
+def screen(foreman: ForemanSettings, *, once: bool, as_json: bool) -> None:
+    """Show what the foreman of this machine is doing: state, running tasks, last errors, how to let it in."""
+    from kolejka.foreman.screen import addresses, is_running, read_state, show
+
+    if as_json:
+        words = {**read_state(foreman.data), "alive": is_running(foreman.data), "addresses": addresses()}
+        click.echo(json.dumps(words, indent=2))
+        return
+
+    def pause(seconds: float) -> bool:
+        threading.Event().wait(seconds)
+        return True
+
+    show(foreman.data, lambda text: click.echo(text, nl=False), pause, once=once)
+
+
 def serve(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSettings) -> None:
     """Be the foreman of this machine until told to end. InputError, NodeError or NotAllowed when it cannot start."""
+    reboot_words(foreman.reboot_command)
+    lines = Lines()
+    logging.getLogger().addHandler(lines)
     with locked(foreman.data), _signals() as (reader, writer):
         if enrol.is_enrolled(foreman, client):
-            if not _let_in(foreman, client, reader):
+            if not _let_in(foreman, client, reader, lines):
                 return
             client = enrol.with_token(foreman, client)
-        daemon = build(foreman, worker, client)
-        daemon.start()
+        systemd.notify("WATCHDOG=1")
+        with _last_words(foreman, client):
+            daemon = build(foreman, worker, client, lines)
+            daemon.start()
         systemd.notify("READY=1", f"STATUS={daemon.status()}")
         threading.Thread(target=_tell_end, args=(daemon, writer), name="tell-end", daemon=True).start()
         _watch(daemon, reader)
         daemon.wait_finished()
 
 
-def _let_in(foreman: ForemanSettings, client: ClientSettings, reader: int) -> bool:
+@contextmanager
+def _last_words(foreman: ForemanSettings, client: ClientSettings) -> Iterator[None]:
+    """Leave for the screen why the foreman did not start."""
+    try:
+        yield
+    except KolejkaError as error:
+        write_state(foreman.data, {
+            "node": foreman.name, "server": client.server, "state": "not started", "reason": str(error),
+            **machine_words(),
+        })  # fmt: skip
+        raise
+
+
+def _let_in(foreman: ForemanSettings, client: ClientSettings, reader: int, lines: Lines) -> bool:
     """Have a token, if need be by asking for it; False when a signal ended the asking."""
     from kolejka.client.enrolment import Door
 
@@ -96,14 +143,23 @@ def _let_in(foreman: ForemanSettings, client: ClientSettings, reader: int) -> bo
             seconds -= turn_s
         return True
 
-    try:
+    def tell(words: str, shown: str) -> None:
         # For the service manager it is ready: it will wait for an admin, who may come tomorrow.
-        return enrol.let_in(foreman, door, pause, lambda words: systemd.notify("READY=1", f"STATUS={words}"))
+        systemd.notify("READY=1", f"STATUS={words}")
+        write_state(foreman.data, {
+            "node": foreman.name, "server": door.transport.server, "state": words, "fingerprint": shown,
+            "then_run": approval(foreman.name), **machine_words(), "errors": lines.errors(),
+        })  # fmt: skip
+
+    try:
+        return enrol.let_in(foreman, door, pause, tell)
     finally:
         door.close()
 
 
-def build(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSettings) -> Foreman:
+def build(
+    foreman: ForemanSettings, worker: WorkerSettings, client: ClientSettings, lines: Lines | None = None
+) -> Foreman:
     """A foreman of this machine, made of its real parts, not started."""
     from kolejka.client.node import NodeClient
     from kolejka.foreman.capacity import detect, offer
@@ -111,6 +167,7 @@ def build(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSettin
     from kolejka.foreman.tags import all_tags, automatic_tags
     from kolejka.worker.perform import Tools
     from kolejka.worker.pool import Pool
+    from kolejka.worker.runtimes.images import Store
 
     server = NodeClient(dataclasses.replace(client, patience=min(client.patience, PATIENCE_S)))
     server.instance = instance(foreman.data)
@@ -123,7 +180,14 @@ def build(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSettin
     runtimes = Tools(worker).runtimes
     images = {name: runtimes[name].images for name in working if worker.runtime in {"auto", name}}
     pool = Pool(worker, offered.slots)
-    return Foreman(foreman, offered, tags, pool, server, runtime=worker.runtime, images=images)
+    tries = partial(
+        prove, runtimes=working, folder=foreman.data / "proof", cpu=offered.cpus[0].number,
+        store=Store(worker.data / "images"), tick=lambda: systemd.notify("WATCHDOG=1"),
+    )  # fmt: skip
+    return Foreman(
+        foreman, offered, tags, pool, server, runtime=worker.runtime, images=images, machine=machine_words(),
+        lines=lines, address=server.server, prove=tries if foreman.prove else None,
+    )  # fmt: skip
 
 
 def _watch(daemon: Foreman, reader: int) -> None:

@@ -20,14 +20,16 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from kolejka.client.node import DRAIN, Attempt, Beat, Claimed
-from kolejka.common.errors import InputError, KolejkaError, NotAllowed
+from kolejka.client.node import Attempt, Beat, Claimed, LogWish
+from kolejka.common.errors import InputError, KolejkaError, NotAllowed, NotFound
 from kolejka.common.limits import LIMITS, Limits
+from kolejka.common.logs import stamp
 from kolejka.common.result import Result
 from kolejka.common.settings import ForemanSettings
 from kolejka.foreman import leftovers
@@ -36,9 +38,13 @@ from kolejka.foreman.board import Board, NodeState, Running, Verdict, seconds
 from kolejka.foreman.claims import Claims, Request
 from kolejka.foreman.heartbeat import Pulse
 from kolejka.foreman.images import ImageCache
+from kolejka.foreman.lines import Lines, log_text
 from kolejka.foreman.pack import UNSET, Offer, Wish
-from kolejka.foreman.slots import Payloads, Slots
+from kolejka.foreman.prove import Proof
+from kolejka.foreman.reboot import Reboots
+from kolejka.foreman.slots import REBOOTS, STOPS, Payloads, Slots
 from kolejka.foreman.spool import Spool
+from kolejka.foreman.state import StateFile, write_state
 from kolejka.foreman.upload import Couriers, Parcel, Return
 from kolejka.worker.runtimes.base import Images
 
@@ -54,6 +60,7 @@ ROOM_BYTES: Final = 64 << 20
 """of the disk with the data folder: with less than this left the node takes no tasks"""
 LAST_ANSWERS_S: Final = 0.5
 """how long an ending foreman listens for answers to requests that wait at the server"""
+MOST_REASON: Final = 900
 _LAST: Final = "end"
 """name of the thread that sees the others off"""
 
@@ -95,9 +102,13 @@ class Server(Protocol):
         total: Limits,
         tags: Iterable[str],
         state: str,
+        about: Mapping[str, Any],
         timeout_s: float,
     ) -> Beat:
         """Say that the node lives."""
+
+    def put_log(self, node: str, number: int, log: str) -> None:
+        """Hand in lines of the node's log."""
 
     def put_result(self, lease: int, result: Result) -> Any:
         """Hand in a result."""
@@ -123,7 +134,8 @@ class Foreman:
 
     def __init__(
         self, settings: ForemanSettings, offer: Offer, tags: tuple[str, ...], pool: Pool, server: Server,
-        *, runtime: str = "auto", images: Mapping[str, Images] = {},
+        *, runtime: str = "auto", images: Mapping[str, Images] = {}, machine: Mapping[str, Any] = {},
+        lines: Lines | None = None, address: str = "", prove: Callable[[Pool], Proof] | None = None,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.board = Board(offer)
@@ -137,6 +149,16 @@ class Foreman:
         self._unheard = 0
         """beats before the server knows that this node takes tasks"""
         self._full = False
+        self._machine = machine
+        self._address = address
+        self._prove = prove
+        self.proof: Proof | None = None
+        self._reason: str | None = None
+        """why the node is quarantined"""
+        self.lines = lines or Lines()
+        self.lines.stir = self.board.stir
+        self._logs: deque[int] = deque(maxlen=16)
+        """the wishes for lines of the log that were heard"""
         self._finished = threading.Event()
         data = settings.data
         self._blobs = BlobCache(data / "blobs", settings.cache)
@@ -144,6 +166,11 @@ class Foreman:
         self._spool = Spool(data / "spool")
         self.pulse = Pulse(self.board, self._beat, self.end)
         self._couriers = Couriers(self.board, self._spool, server, self.pulse)
+        self._reboots = Reboots(
+            self.board, settings.reboot_command, give_back=self._clear,
+            left=lambda: self.board.backlog() + self._couriers.pending,
+        )  # fmt: skip
+        self._state_file = StateFile(settings.data, self.snapshot, self.board.stirred)
         self._claims = Claims(
             self.board, self, wait_s=min(settings.wait, 30.0), spawn=self._spawn,
             known=lambda: self.pulse.beats > self._unheard, is_full=self._is_full,
@@ -151,7 +178,7 @@ class Foreman:
         self._slots = Slots(
             self.board, pool, folder=data / "running", blobs=self._blobs, images=self._images, spool=self._spool,
             couriers=self._couriers, fetch=server.get_blob, ceilings=settings.ceilings, runtime=runtime,
-            node=self._node, quarantine=self._quarantine,
+            node=self._node, quarantine=self._stuck,
         )  # fmt: skip
 
     def start(self) -> None:
@@ -172,12 +199,16 @@ class Foreman:
             else:
                 logger.info("attempt was cut short", extra=about)
                 self._couriers.put(Return(leftover.lease, "the node's foreman was restarted while it ran"))
+        if self._prove is not None:
+            self._try_limits(self._prove)
         self._introduce()
         for number in range(self.board.offer.slots):
             self._joined.append(self._spawn(partial(self._slots.loop, number), f"slot-{number}"))
         for number in range(COURIERS):
             self._joined.append(self._spawn(self._couriers.loop, f"courier-{number}"))
         self._joined.append(self._spawn(self._couriers.hand_in, "desk"))
+        self._joined.append(self._spawn(self._state_file.loop, "state"))
+        self._spawn(self._reboots.loop, "reboot")
         self._spawn(self.pulse.loop, "heartbeat")
         self._spawn(self._see_off, _LAST)
         self._claims.start()
@@ -185,6 +216,14 @@ class Foreman:
             "foreman started",
             extra={"node": self.settings.name, "slots": self.board.offer.slots, **self.board.offer.total.to_json()},
         )
+
+    def _try_limits(self, prove: Callable[[Pool], Proof]) -> None:
+        """Before any work: a node where a limit does not hold is quarantined."""
+        logger.info("node tries its limits")
+        write_state(self.settings.data, {**self.snapshot(), "state": "trying its limits"})
+        self.proof = prove(self._pool)
+        if not self.proof.passed:
+            self._quarantine(self.proof.reason)
 
     def _introduce(self) -> None:
         """A first heartbeat. A server that does not answer is waited for; one that refuses the token is an error."""
@@ -235,8 +274,9 @@ class Foreman:
             self.settings.name, capacity=free.limits, total=self.board.offer.total, slots=free.slots, tags=self._tags,
             queues=self.settings.queues, wait_s=request.wait_s, idle=free.idle, leases=request.leases,
         )  # fmt: skip
-        if answer.asked == DRAIN:
-            self._hold()
+        if answer.asked is not None:
+            self._obey(answer.asked)
+        self._send_log(answer.log)
         return answer
 
     def wish(self, attempt: Attempt) -> Wish:
@@ -274,17 +314,59 @@ class Foreman:
         state = self.board.state
         answer = self._server.heartbeat(
             self.settings.name, leases=self.board.leases(), capacity=free.limits, total=self.board.offer.total,
-            tags=self._tags, timeout_s=self.pulse.timeout_s,
+            tags=self._tags, timeout_s=self.pulse.timeout_s, about=self._about(),
             state=str(NodeState.DRAINING if state in {NodeState.HELD, NodeState.STOPPED} else state),
         )  # fmt: skip
-        if answer.asked == DRAIN:
-            self._hold()
-        elif self.board.state is NodeState.HELD:
+        self._send_log(answer.log)
+        if answer.asked is not None:
+            self._obey(answer.asked)
+            return answer
+        self._reboots.ask(None)
+        if self.board.state is NodeState.HELD:
             self._unheard = self.pulse.beats + 1  # this beat still said that it drains
             if self.board.move(NodeState.ACTIVE):
                 logger.info("node takes tasks again, as an admin asks")
                 self.pulse.now()
         return answer
+
+    def _about(self) -> dict[str, Any]:
+        """What the node says of itself beside what it offers."""
+        reason = {} if self._reason is None else {"reason": self._reason[:MOST_REASON]}
+        proof = {} if self.proof is None else {"proof": self.proof.to_json()}
+        return {**self._machine, **reason, **proof, "errors": self.lines.errors()}
+
+    def snapshot(self) -> dict[str, Any]:
+        """How this foreman is, for whoever looks at the machine."""
+        return {
+            "node": self.settings.name, "server": self._address, "state": self._state_in_words(),
+            "running": [
+                {"task": running.task.id, "lease": running.lease, "since": stamp(running.since)}
+                for running in self.board.running()
+            ],
+            "backlog": self.board.backlog(), **self._about(),
+        }  # fmt: skip
+
+    def _state_in_words(self) -> str:
+        state = {NodeState.HELD: "draining, as an admin asks", NodeState.DRAINING: "draining, to end",
+                 NodeState.STOPPED: "stopped"}.get(self.board.state, str(self.board.state))  # fmt: skip
+        return state if self.pulse.reachable else f"{state}; the server does not answer"
+
+    def _send_log(self, wish: LogWish | None) -> None:
+        """Have lines of the log sent to the admin who wants them, by a thread that may wait for the journal."""
+        if wish is None or wish.number in self._logs:
+            return
+        self._logs.append(wish.number)
+
+        def send() -> None:
+            try:
+                self._server.put_log(self.settings.name, wish.number, log_text(self.lines, wish.lines))
+            except NotFound:
+                logger.info("nobody waits for the log any more")
+            except KolejkaError as error:
+                logger.warning("the log cannot be sent", extra={"reason": str(error)})
+                self._logs.remove(wish.number)  # whoever still wants it asks again
+
+        self._spawn(send, "log")
 
     def _is_full(self) -> bool:
         """Whether the disk has too little room for inputs and results of further tasks."""
@@ -298,15 +380,20 @@ class Foreman:
                 logger.info("node takes tasks again: its disk has room")
         return full
 
-    def _hold(self) -> None:
+    def _obey(self, asked: str) -> None:
+        """An admin asks the node to take no more tasks, and perhaps to reboot then."""
         if self.board.move(NodeState.HELD):
             logger.info("node takes no more tasks, as an admin asks", extra={"running": len(self.board.running())})
             self.pulse.now()
+        self._reboots.ask(asked)
+
+    def _stuck(self, reason: str) -> None:
+        self._quarantine(f"a payload could not be killed: {reason}")
 
     def _quarantine(self, reason: str) -> None:
         if self.board.move(NodeState.QUARANTINED):
-            logger.error("node is quarantined: a payload could not be killed; an administrator has to look",
-                         extra={"reason": reason})  # fmt: skip
+            self._reason = reason
+            logger.error("node is quarantined; an administrator has to look", extra={"reason": reason})
             self.pulse.now()
 
     # Threads, and how they end.
@@ -335,6 +422,7 @@ class Foreman:
             while self.pulse.reachable and not board.wait(self._drained, DRAIN_PATIENCE_S):
                 self.pulse.now()
         if board.state is NodeState.STOPPED:
+            self._slots.why_stopped = STOPS
             self._end_all()
         left = board.backlog()
         board.move(NodeState.STOPPED)
@@ -342,6 +430,8 @@ class Foreman:
         self._slots.close()
         self._couriers.close(COURIERS)
         self.pulse.close()
+        self._reboots.close()
+        self._state_file.close()
         deadline = seconds() + STOP_PATIENCE_S
         for thread in self._joined:
             thread.join(max(0.0, deadline - seconds()))
@@ -360,6 +450,11 @@ class Foreman:
             if self.board.wait(lambda: not self.board.placements() and not self._couriers.pending, 1.0):
                 return
         logger.warning("foreman ends before its payloads", extra={"running": len(self.board.running())})
+
+    def _clear(self) -> None:
+        """Give back what runs, for a reboot."""
+        self._slots.why_stopped = REBOOTS
+        self._end_all()
 
     def _hang_up(self) -> None:
         """Leave no attempt behind in the answer to a request that still waits at the server.

@@ -12,7 +12,7 @@ from kolejka.common.checks import Check
 from kolejka.common.errors import KolejkaError, NodeError, Unavailable
 from kolejka.common.limits import LIMITS
 from kolejka.common.settings import ClientSettings, ForemanSettings, WorkerSettings
-from kolejka.foreman import capacity, tags
+from kolejka.foreman import capacity, enrol, hardware, tags
 from kolejka.foreman.leftovers import LOCKED, locked
 from kolejka.worker.gpus import Gpu, Gpus
 
@@ -24,9 +24,10 @@ def checks(foreman: ForemanSettings, worker: WorkerSettings, client: ClientSetti
     return [
         _checked("data folder", lambda: _data(foreman), "run as root, or name a folder of your own with --data"),
         _checked("capacity", lambda: _capacity(foreman, worker), "mend [foreman] capacity, slots or tags"),
-        _check_server(client),
+        _check_enrolled(foreman, client) if enrol.is_enrolled(foreman, client) else _check_server(client),
         Gpus(worker.nvml).check(),
         *_runtimes(worker),
+        *hardware.checks(),
     ]
 
 
@@ -53,6 +54,18 @@ def _capacity(foreman: ForemanSettings, worker: WorkerSettings) -> str:
     found = tags.all_tags(tags.automatic_tags(machine), foreman.tags)
     amounts = ", ".join(f"{LIMITS[name].show(value)} {name}" for name, value in offer.total.values.items())
     return f"{offer.slots} slots; {amounts}; tags {' '.join(found)}"
+
+
+def _check_enrolled(foreman: ForemanSettings, client: ClientSettings) -> Check:
+    """A machine that asks to be let in has a token of its own, or asks when its foreman starts."""
+    path = enrol.token_file(foreman)
+    if path.exists():
+        return _check_server(enrol.with_token(foreman, client))
+    try:
+        enrol.check_name(foreman.name)
+    except KolejkaError as error:
+        return Check("server", ok=False, message=str(error), cure="give it another [foreman] name")
+    return Check("server", ok=True, message=f"{client.server}: the foreman asks there to be let in", required=False)
 
 
 def _check_server(client: ClientSettings) -> Check:

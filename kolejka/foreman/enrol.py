@@ -83,10 +83,13 @@ def check_name(name: str) -> None:
         )
 
 
-def let_in(foreman: ForemanSettings, door: Door, pause: Callable[[float], bool], tell: Callable[[str], object]) -> bool:
+def let_in(
+    foreman: ForemanSettings, door: Door, pause: Callable[[float], bool], tell: Callable[[str, str], object]
+) -> bool:
     """Ask until this machine has a token, and keep it; False when ``pause`` said that the foreman is to end.
 
-    ``pause`` waits so many seconds and says whether to go on. ``tell`` is told in words how it stands.
+    ``pause`` waits so many seconds and says whether to go on. ``tell`` is told in words how it stands, and the
+    fingerprint.
     """
     check_name(foreman.name)
     secret = secret_of(foreman)
@@ -94,7 +97,7 @@ def let_in(foreman: ForemanSettings, door: Door, pause: Callable[[float], bool],
     words = f"waiting to be let in: compare the fingerprint {shown}, then run `{approval(foreman.name)}`"
     logger.warning("node waits to be let in", extra={"node": foreman.name, "fingerprint": shown,
                                                      "then_run": approval(foreman.name)})  # fmt: skip
-    tell(words)
+    tell(words, shown)
     asked, said, pause_s = False, "", FIRST_PAUSE_S
     while True:
         longest_s, now = LONGEST_PAUSE_S, words
@@ -116,7 +119,7 @@ def let_in(foreman: ForemanSettings, door: Door, pause: Callable[[float], bool],
         if now not in {said, words}:
             logger.warning("node is not let in yet", extra={"reason": now})
         said = now
-        tell(now)
+        tell(now, shown)
         if not pause(pause_s):
             return False
         pause_s = min(longest_s, pause_s * 2)

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 15.0
+STOPS: Final = "the node's foreman stops"
+REBOOTS: Final = "the node reboots"
 UNKILLABLE: Final = "unkillable"
 """the error code, or the flag of a result, by which a worker says that it could not kill a payload"""
 _PLAIN: Final = re.compile(r"[0-9A-Za-z_-]{1,128}")
@@ -85,6 +87,8 @@ class Slots:
         self._runtime = runtime
         self._node = node
         self._quarantine = quarantine
+        self.why_stopped = STOPS
+        """what the server is told of leases that are given back because nothing is to run here"""
         self._queues: list[queue.SimpleQueue[Running | None]] = [queue.SimpleQueue() for _ in range(board.offer.slots)]
 
     def start(self, running: Running) -> None:
@@ -140,7 +144,7 @@ class Slots:
             stopped = verdict is Verdict.STOPPED and result.outcome is Outcome.CANCELLED
             keep = not stopped and verdict is not Verdict.LOST
             if stopped:  # in one step with the vacating, so that the foreman's end waits for it
-                self._couriers.put(Return(running.lease, "the node's foreman stops"))
+                self._couriers.put(Return(running.lease, self.why_stopped))
             self._board.vacate(running, spooled=keep)
         logger.info("payload ended", extra={**about, "outcome": str(result.outcome), "limit": result.limit})
         if keep:

@@ -57,6 +57,9 @@ _RELEASE: Final = Body(lambda: nodes.RELEASE)
 _ENROLMENT: Final = Body(lambda: enrolments.ASK, most=enrolments.MOST_BYTES)
 _SECRET: Final = Body(lambda: enrolments.FETCH, most=enrolments.MOST_BYTES)
 _WHICH: Final = Body(lambda: enrolments.WHICH)
+_REBOOT: Final = Body(lambda: nodes.REBOOT)
+_LOG: Final = Body(lambda: nodes.LOG)
+_LOG_TEXT: Final = Body(lambda: nodes.LOG_TEXT)
 _QUEUE: Final = Body(lambda: POLICY_SCHEMA)
 _USER: Final = Body(lambda: access.USER)
 _TOKEN: Final = Body(lambda: access.TOKEN)
@@ -110,6 +113,9 @@ ROUTES: Final = (
     Route("GET", PREFIX + "/nodes/{name}", nodes.show_node, READERS),
     Route("POST", PREFIX + "/nodes/{name}/drain", nodes.drain_node, ADMINS),
     Route("POST", PREFIX + "/nodes/{name}/resume", nodes.resume_node, ADMINS),
+    Route("POST", PREFIX + "/nodes/{name}/reboot", nodes.reboot_node, ADMINS, body=_REBOOT),
+    Route("POST", PREFIX + "/nodes/{name}/log", nodes.get_log, ADMINS, body=_LOG, status=(200, 202)),
+    Route("PUT", PREFIX + "/nodes/{name}/log/{number}", nodes.put_log, NODES, body=_LOG_TEXT, status=(204,)),
     Route("GET", PREFIX + "/enrolments", enrolments.list_enrolments, WATCHERS),
     Route("POST", PREFIX + "/enrolments", enrolments.ask_in, None, body=_ENROLMENT, status=(202,)),
     Route("POST", PREFIX + "/enrolments/token", enrolments.fetch_token, None, body=_SECRET, status=(200, 202)),

@@ -84,7 +84,7 @@ class Deps:
         settings = self.settings
         return Rules(
             settings.heartbeat, settings.deadline_margin, settings.attempts, settings.usage_half_life,
-            settings.reserve_after, settings.running_per_owner or None,
+            settings.reserve_after, settings.running_per_owner or None, settings.minimum_image,
         )  # fmt: skip
 
 

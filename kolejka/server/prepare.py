@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from kolejka.common.errors import Conflict, InputError, NodeError
 from kolejka.common.files import read_json, replacing, sync_folder, write_json
+from kolejka.common.node_image import check_version
 from kolejka.common.settings import ServerSettings
 from kolejka.server.auth.roles import Role
 from kolejka.server.auth.tokens import issue
@@ -98,6 +99,10 @@ def check_settings(settings: ServerSettings) -> None:
     _check_tls(settings)
     _check_graces(settings)
     Hosts.parse(settings.callback_hosts)
+    try:
+        check_version(settings.minimum_image)
+    except InputError as error:
+        raise error.within("--minimum-image") from None
     _check_address(settings)
 
 

@@ -23,6 +23,7 @@ from kolejka.server.storage.base import (
     AccessChanged,
     Announcement,
     CancelAsked,
+    LogTold,
     Missed,
     NodeChanged,
     TaskDone,
@@ -87,6 +88,7 @@ class Wakes:
     def __init__(self) -> None:
         self._claims: dict[Waiter, None] = {}  # in the order in which they came
         self._results: defaultdict[str, set[Waiter]] = defaultdict(set)
+        self._logs: dict[int, Waiter] = {}
         self._news: set[Waiter] = set()
         self._anything: set[Waiter] = set()
         self.access_changed: Callable[[], object] = lambda: None
@@ -143,6 +145,16 @@ class Wakes:
                 del self._results[task_id]
 
     @contextlib.contextmanager
+    def for_log(self, number: int) -> Iterator[Waiter]:
+        """A caller that waits for the log of a node."""
+        with self.for_news() as waiter:
+            self._logs[number] = waiter
+            try:
+                yield waiter
+            finally:
+                del self._logs[number]
+
+    @contextlib.contextmanager
     def for_news(self) -> Iterator[Waiter]:
         """One who is woken by somebody else, and when all are."""
         waiter = Waiter()
@@ -173,6 +185,9 @@ class Wakes:
                         waiter.woken.set()
                 case CancelAsked(node) | NodeChanged(node):
                     self.node_changed(node)
+                case LogTold(number):
+                    if number in self._logs:
+                        self._logs[number].woken.set()
                 case AccessChanged() | Missed():
                     self.access_changed()
                     self._wake_all()

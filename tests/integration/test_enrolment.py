@@ -18,7 +18,7 @@ from kolejka.common.errors import NotAllowed
 from kolejka.common.settings import ClientSettings, ForemanSettings
 from kolejka.foreman import enrol
 from kolejka.server.app import ROUTES
-from tests.integration.server_process import Caller, Server
+from tests.integration.server_process import Caller, Reply, Server
 from tests.support import wait_until
 
 
@@ -134,8 +134,11 @@ def test_an_address_that_asks_without_end_is_slowed_down(tmp_path: Path) -> None
     server = Server(tmp_path, "--enrolments", "0").start()
     stranger = Caller(server, "")
     assert stranger.ask("POST", "/enrolments", words(new_secret())).error == ("forbidden", None)
-    answers = [stranger.ask("POST", "/enrolments/token", {"secret": new_secret()}) for _ in range(200)]
-    assert {answer.status for answer in answers} == {404, 429}
+    answers: list[Reply] = []
+    while len(answers) < 3000 and (not answers or answers[-1].status == 404):  # whatever a slow machine needs
+        answers.append(stranger.ask("POST", "/enrolments/token", {"secret": new_secret()}))
+    assert answers[-1].status == 429
+    assert len(answers) > 90, "nobody who asks now and then is slowed down"
     assert int(answers[-1].headers["retry-after"]) >= 1
     assert server.admin.ask("GET", "/whoami").status == 200, "others are served"
     assert server.stop() == 0
@@ -151,6 +154,9 @@ class Room:
         self.told: list[str] = []
         self.over = threading.Event()
 
+    def tell(self, words: str, shown: str) -> None:
+        self.told.append(words)
+
     def pause(self, seconds: float) -> bool:
         self.over.wait(0.01)
         return not self.over.is_set()
@@ -164,7 +170,7 @@ def settings(tmp_path: Path, server: Server) -> tuple[ForemanSettings, ClientSet
 @pytest.fixture
 def room(settings: tuple[ForemanSettings, ClientSettings]) -> Iterator[Room]:
     room, door = Room(), Door(settings[1])
-    thread = threading.Thread(target=enrol.let_in, args=(settings[0], door, room.pause, room.told.append))
+    thread = threading.Thread(target=enrol.let_in, args=(settings[0], door, room.pause, room.tell), daemon=True)
     thread.start()
     yield room
     room.over.set()

@@ -272,7 +272,14 @@ def test_a_token_that_reads_changes_nothing(server: Server, ala: Caller) -> None
     assert reader.ask("GET", f"/tasks/{task_id}").status == 200
     for route in ROUTES:
         if route.method not in {"GET", "HEAD"} and route.roles is not None:
-            words = {"task_id": task_id, "lease": "1", "sha256": "0" * 64, "name": "anvil", "token_id": "1"}
+            words = {
+                "task_id": task_id,
+                "lease": "1",
+                "sha256": "0" * 64,
+                "name": "anvil",
+                "token_id": "1",
+                "number": "1",
+            }
             assert reader.ask(route.method, route.path.format(**words), {}, status=403).error[0] == "forbidden"
     assert ala.state(task_id) == "waiting"
 
@@ -345,7 +352,14 @@ def test_acts_of_admins_are_written_down(server: Server, admin: Caller, ala: Cal
 def test_nothing_of_another_owner_exists(ala: Caller, ola: Caller, smith: Caller) -> None:
     task_id, sha = ala.put(), ala.upload(b"only ala's")
     (given,) = smith.claim("shared")["attempts"]
-    words = {"task_id": task_id, "lease": str(given["lease"]), "sha256": sha, "name": "none", "token_id": "1"}
+    words = {
+        "task_id": task_id,
+        "lease": str(given["lease"]),
+        "sha256": sha,
+        "name": "none",
+        "token_id": "1",
+        "number": "1",
+    }
     for route in ROUTES:
         if "{" not in route.path or ("/blobs/" in route.path and route.method in {"PUT", "POST", "PATCH"}):
             continue  # an upload brings the bytes, and is the caller's own

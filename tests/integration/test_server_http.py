@@ -345,7 +345,14 @@ def test_every_role_meets_exactly_its_routes(
     admin: Caller, ala: Caller, smith: Caller, inspector: Caller, server: Server
 ) -> None:
     callers = {"admin": admin, "client": ala, "node": smith, "inspector": inspector}
-    words = {"task_id": "none", "lease": "999999", "sha256": "0" * 64, "name": "none", "token_id": "999999"}
+    words = {
+        "task_id": "none",
+        "lease": "999999",
+        "sha256": "0" * 64,
+        "name": "none",
+        "token_id": "999999",
+        "number": "1",
+    }
     for route in ROUTES:
         path = route.path.format(**words) + ("?task=none" if route.gives == "text/event-stream" else "")
         assert (Caller(server, "").ask(route.method, path).status == 401) == (route.roles is not None), path

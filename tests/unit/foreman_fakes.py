@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kolejka.client.node import Attempt, Beat, Claimed
+from kolejka.client.node import Attempt, Beat, Claimed, LogWish
 from kolejka.common.errors import Conflict, InputError, KolejkaError, NotFound, Unavailable
 from kolejka.common.limits import LIMITS, Limits, Share
 from kolejka.common.result import Outcome, Result, ResultFile
@@ -107,6 +107,8 @@ class FakeServer:
         self.claims: list[dict[str, Any]] = []
         self.puts: list[str] = []
         self.asked: str | None = None
+        self.log_wish: LogWish | None = None
+        self.logs: list[tuple[int, str]] = []
         self.down = False
         self.error: KolejkaError | None = None
         self.refuse_beat: KolejkaError | None = None
@@ -195,19 +197,26 @@ class FakeServer:
 
     def heartbeat(
         self, node: str, *, leases: Iterable[int], capacity: Limits, total: Limits, tags: Iterable[str], state: str,
-        timeout_s: float,
+        timeout_s: float, about: Mapping[str, Any] = {},
     ) -> Beat:  # fmt: skip
         with self.changed:
             self._check()
             if self.refuse_beat is not None:
                 raise self.refuse_beat
             held = list(leases)
-            self.beats.append({"leases": held, "state": state, "capacity": capacity, "timeout_s": timeout_s})
+            self.beats.append({"leases": held, "state": state, "capacity": capacity, "timeout_s": timeout_s,
+                               "about": dict(about)})  # fmt: skip
             self.changed.notify_all()
             return Beat(
                 frozenset(self.lost.intersection(held)), frozenset(self.cancelled.intersection(held)), self.heartbeat_s,
-                self.asked,
+                self.asked, self.log_wish,
             )  # fmt: skip
+
+    def put_log(self, node: str, number: int, log: str) -> None:
+        with self.changed:
+            self._check()
+            self.logs.append((number, log))
+            self.changed.notify_all()
 
     def put_result(self, lease: int, result: Result) -> dict[str, Any]:
         with self.changed:
@@ -274,5 +283,9 @@ def with_file(name: str = "stdout.txt") -> Result:
     return Result(Outcome.OK, result=0, manifest={name: ResultFile(0, "0644", EMPTY)})
 
 
-def foreman_of(data: Path, server: FakeServer, pool: FakePool, offer: Offer | None = None, **settings: Any) -> Foreman:
-    return Foreman(ForemanSettings(name="n1", data=data, **settings), offer or offer_of(), ("tag",), pool, server)
+def foreman_of(
+    data: Path, server: FakeServer, pool: FakePool, offer: Offer | None = None, *, prove: Any = None, **settings: Any
+) -> Foreman:  # fmt: skip
+    return Foreman(
+        ForemanSettings(name="n1", data=data, **settings), offer or offer_of(), ("tag",), pool, server, prove=prove
+    )

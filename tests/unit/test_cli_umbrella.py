@@ -73,7 +73,9 @@ def test_all_doctors_are_heard_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch, client=f"print({one!r})", server=f"print({two!r}); raise SystemExit(1)",
         foreman="import nothing_of_that_name", observer="raise ValueError('broken')", worker="print('no json')",
     )  # fmt: skip
-    found = {check.check: check for check in doctor_all.checks(["client", "server", "foreman", "observer", "worker"])}
+    found = {
+        check.check: check for check in doctor_all.checks(["client", "server", "foreman", "observer", "worker"], uid=0)
+    }
     assert found["client: x"].ok
     assert (found["server: y"].ok, found["server: y"].cure) == (False, "mend it")
     assert (found["foreman"].ok, found["foreman"].required) == (False, False), "not installed is no fault"
@@ -81,6 +83,18 @@ def test_all_doctors_are_heard_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found["observer"].ok, found["observer"].message) == (False, "its doctor fails: ValueError: broken")
     assert found["observer"].required
     assert not found["worker"].ok
+
+
+def test_an_ordinary_user_misses_nothing_that_only_a_node_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = json.dumps([{"check": "x", "ok": False, "message": "no rights", "cure": "mend it"}])
+    names = ["client", "server", *doctor_all.NODE_PARTS]
+    doctors(monkeypatch, **dict.fromkeys(names, f"print({missing!r}); raise SystemExit(1)"))
+    for uid in (0, 1000):
+        found = {check.check.partition(":")[0]: check for check in doctor_all.checks(names, uid=uid)}
+        assert all(found[name].required for name in ("client", "server"))
+        for name in doctor_all.NODE_PARTS:
+            assert (found[name].required, found[name].absent) == (uid == 0, uid != 0)
+    assert found["foreman"].cure == "only for a node; there, as root: mend it"
 
 
 def test_what_nobody_set_up_here_is_no_fault_and_what_is_broken_is(

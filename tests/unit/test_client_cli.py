@@ -277,6 +277,35 @@ def test_machines_are_let_in_and_refused(stub: Stub, kolejka: Any) -> None:
     assert kolejka("node", "refuse", "lathe", "-q").out == "AAAA\n"
 
 
+def test_a_node_is_shown_rebooted_and_asked_for_its_log(stub: Stub, kolejka: Any) -> None:
+    node = {
+        "name": "n1", "state": "quarantined", "image": {"id": "kolejka-node", "version": "1.4"}, "asked": None,
+        "reason": "a limit did not hold", "errors": [{"at": "2026-01-01T12:00:00Z", "message": "no\x1b luck"}],
+        "proof": {"passed": False, "at": "2026-01-01T12:00:00Z", "checks": [
+            {"limit": "memory", "runtime": "sandbox", "held": False, "message": "it went on"},
+            {"limit": "time", "runtime": "sandbox", "held": True, "message": ""},
+        ]},
+    }  # fmt: skip
+    stub.fault("GET", "/nodes/n1", status(200, node), times=2)
+    shown = kolejka("node", "show", "n1").out
+    assert "FAILED" in shown
+    assert "BROKEN     sandbox memory  it went on" in shown
+    assert "sandbox time" not in shown, "what held is not listed beside what did not"
+    assert "no  luck" in shown
+    assert json.loads(kolejka("node", "show", "n1", "--json").out) == node
+    stub.fault("POST", "/nodes/n1/reboot", status(200, {**node, "asked": "reboot when idle"}), times=2)
+    assert "reboot when idle" in kolejka("node", "reboot", "n1", "--when-idle").out
+    assert json.loads(stub.asked[-1].body) == {"when_idle": True}
+    kolejka("node", "reboot", "n1")
+    assert json.loads(stub.asked[-1].body) == {"when_idle": False}
+    stub.fault("POST", "/nodes/n1/log", status(202, {}))  # it needs a moment
+    stub.fault("POST", "/nodes/n1/log", status(200, {"node": "n1", "log": "one\ntwo\x1b[2J"}), times=2)
+    assert kolejka("node", "log", "n1", "-n", "2").out == "one\ntwo [2J\n"
+    assert json.loads(stub.asked[-1].body)["lines"] == 2
+    assert json.loads(kolejka("node", "log", "n1", "--json").out)["lines"] == ["one", "two\x1b[2J"]
+    assert kolejka("node", "log", "n1", "-n", "0").status == 2
+
+
 def test_a_table_on_a_terminal_is_drawn_without_foreign_markup(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     Output().listing([{"name": "[red]x[/red]\x1b[2J"}], [("NAME", lambda item: item["name"])], key="name")

@@ -22,7 +22,7 @@ from kolejka.common.checks import Check
 from kolejka.common.errors import Conflict, InputError, NodeError, NotAllowed, NotFound, Unavailable
 from kolejka.common.limits import LIMITS, Limits, Unit
 from kolejka.common.result import LIMIT_VERDICTS, Outcome, Result
-from kolejka.common.settings import ClientSettings, Section, ServerSettings, WorkerSettings
+from kolejka.common.settings import ClientSettings, ForemanSettings, Section, ServerSettings, WorkerSettings
 
 
 @click.command()
@@ -257,3 +257,13 @@ def test_an_option_before_a_subcommand_that_would_not_hear_it_is_refused(
     )
     assert done.returncode == 2
     assert f"{words[1]}: write this option behind {words[3]!r}" in done.stderr
+
+
+@pytest.mark.parametrize(("words", "value"), [([], False), (["--prove"], True), (["--prove", "false"], False)])
+def test_a_flag_without_a_value_is_set(words: list[str], value: bool) -> None:
+    @click.command()
+    @options.settings_options(ForemanSettings)
+    def work(foreman: ForemanSettings) -> None:
+        click.echo(foreman.prove)
+
+    assert CliRunner().invoke(work, words).output == f"{value}\n"

@@ -37,8 +37,8 @@ class World:
         self.settings = settings
         self.foreman: Foreman | None = None
 
-    def start(self, offer: Any = None) -> Foreman:
-        self.foreman = foreman_of(self.data, self.server, self.pool, offer, **self.settings)
+    def start(self, offer: Any = None, **words: Any) -> Foreman:
+        self.foreman = foreman_of(self.data, self.server, self.pool, offer, **self.settings, **words)
         self.foreman.start()
         return self.foreman
 

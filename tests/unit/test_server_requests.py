@@ -145,6 +145,8 @@ PERMISSIONS = {
     "POST /api/v1/tasks/bulk": {CLIENT, ADMIN}, "POST /api/v1/tasks/{task_id}/retry": {CLIENT, ADMIN},
     "GET /api/v1/events": {CLIENT, INSPECTOR, ADMIN}, "POST /api/v1/callbacks/secret": {CLIENT, ADMIN},
     "POST /api/v1/nodes/{name}/drain": {ADMIN}, "POST /api/v1/nodes/{name}/resume": {ADMIN},
+    "POST /api/v1/nodes/{name}/reboot": {ADMIN}, "POST /api/v1/nodes/{name}/log": {ADMIN},
+    "PUT /api/v1/nodes/{name}/log/{number}": {NODE, ADMIN},
     "GET /api/v1/enrolments": {INSPECTOR, ADMIN}, "POST /api/v1/enrolments": None,
     "POST /api/v1/enrolments/token": None, "POST /api/v1/enrolments/{name}/approve": {ADMIN},
     "POST /api/v1/enrolments/{name}/refuse": {ADMIN},

@@ -1,4 +1,4 @@
-"""``node``: list, show, approve, refuse, drain, resume."""
+"""``node``: list, show, approve, refuse, drain, resume, reboot, log."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 from kolejka.client.cli.connection import connected
 from kolejka.client.cli.output import Output, field, limits_in_words, moment, printed
 from kolejka.client.client import KolejkaClient
+from kolejka.client.transport import printable
 from kolejka.common.enrolment import approval
 from kolejka.common.errors import NotAllowed, NotFound
 
@@ -21,7 +22,8 @@ COLUMNS = (
     ("RUNNING", field("busy")),
     ("FREE", lambda node: limits_in_words(node.get("capacity") or {})),
     ("SEEN", moment("last_seen")),
-    ("REMARK", field("remark")),
+    ("IMAGE", lambda node: (node.get("image") or {}).get("version")),
+    ("REMARK", lambda node: node.get("remark") or node.get("asked") or node.get("reason")),
 )
 ENROLMENT_COLUMNS = (
     ("NAME", field("name")), ("FINGERPRINT", field("fingerprint")), ("STATE", field("state")),
@@ -73,8 +75,25 @@ def list_nodes(client: KolejkaClient, output: Output) -> None:
 @printed
 @connected
 def show(client: KolejkaClient, name: str, output: Output) -> None:
-    """Show a node: its tags, its capacity, the tasks it runs."""
-    output.thing(client.node(name), key="name")
+    """Show a node: its state, tags and capacity, the tasks it runs, its image, its last errors, what it proved."""
+    node = client.node(name)
+    if output.as_json or output.quiet:
+        output.thing(node, key="name")
+        return
+    proof, errors = node.pop("proof", None), node.pop("errors", None) or []
+    output.thing(node, key="name")
+    if proof:
+        checks = list(proof.get("checks") or [])
+        broken = [check for check in checks if check.get("held") is False]
+        click.echo(f"\nproof of {printable(proof.get('at'))[:19]}: {'passed' if proof.get('passed') else 'FAILED'}")
+        for check in broken or checks:
+            held = {True: "held", False: "BROKEN"}.get(check.get("held"), "not tried")
+            words = " ".join(str(check.get(name) or "") for name in ("runtime", "limit"))
+            click.echo(f"  {held:<9}  {printable(words)}  {printable(check.get('message') or '')}".rstrip())
+    if errors:
+        click.echo("\nlast errors")
+        for error in errors:
+            click.echo(f"  {printable(error.get('at'))[:19]}  {printable(error.get('message'))}")
 
 
 @node.command("approve")
@@ -114,10 +133,39 @@ def drain(client: KolejkaClient, names: Sequence[str], output: Output) -> None:
     output.listing([client.drain_node(name) for name in names], COLUMNS, key="name")
 
 
+@node.command("reboot")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--when-idle", is_flag=True, help="let what runs there end first")
+@printed
+@connected
+def reboot(client: KolejkaClient, names: Sequence[str], *, when_idle: bool, output: Output) -> None:
+    """Ask nodes to boot anew (for admins), into a new image say.
+
+    They take no more tasks, give back what runs (with --when-idle they let it end), bring their results to the server,
+    and reboot. `node resume` takes the word back. Whoever was asked to drain drains after the reboot, too.
+    """
+    output.listing([client.reboot_node(name, when_idle=when_idle) for name in names], COLUMNS, key="name")
+
+
+@node.command("log")
+@click.argument("name")
+@click.option("-n", "--lines", type=click.IntRange(1, 10_000), default=200, show_default=True, help="how many lines")
+@click.option("--json", "as_json", is_flag=True, help="print JSON, for programs")
+@connected
+def log(client: KolejkaClient, name: str, *, lines: int, as_json: bool) -> None:
+    """Print the last lines of a node's log (for admins): the journal's of its Kolejka units, or its foreman's own."""
+    text = client.node_log(name, lines=lines)
+    if as_json:
+        Output(as_json=True).thing({"node": name, "lines": text.splitlines()}, key="node")
+        return
+    for line in text.splitlines():
+        click.echo(printable(line, 4000))
+
+
 @node.command("resume")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @printed
 @connected
 def resume(client: KolejkaClient, names: Sequence[str], output: Output) -> None:
-    """Ask drained nodes to take tasks again (for admins)."""
+    """Ask nodes that drain or wait for a reboot to take tasks again (for admins)."""
     output.listing([client.resume_node(name) for name in names], COLUMNS, key="name")

@@ -35,12 +35,15 @@ _ROW: Final = {
 _TASK: Final = _has({**_ROW, "attempts": _list(_OBJECT), "spec": _OBJECT})
 _NODE: Final = _has(
     {
-        "name": _TEXT, "state": {"enum": ["active", "draining", "quarantined", "silent"]}, "tags": _list(_TEXT),
+        "name": _TEXT, "state": {"enum": ["active", "draining", "quarantined", "silent", "outdated"]},
+        "tags": _list(_TEXT),
         "total": _OBJECT, "capacity": _OBJECT, "first_seen": _MOMENT, "last_seen": _MOMENT, "asked": _MAYBE,
-        "busy": _NUMBER, "running": _list(_TEXT),
+        "busy": _NUMBER, "running": _list(_TEXT), "boot": _MAYBE, "image": {"type": ["object", "null"]},
+        "version": _MAYBE, "reason": _MAYBE, "errors": _list(_OBJECT), "proof": {"type": ["object", "null"]},
     }
 )  # fmt: skip
 _SCOPE: Final = {"type": ["object", "null"]}
+_LOG: Final = {"type": ["object", "null"]}
 _MOVED: Final = _has({"task_id": _TEXT, "state": _TEXT})
 
 _ENROLMENT: Final = _has(
@@ -61,14 +64,18 @@ ANSWERS: Final[Mapping[str, Schema]] = {
     "retry_task": _TASK,
     "why_task": _has({"why": _TEXT, "reasons": _list(_TEXT)}),
     "make_callback_secret": _has({"secret": _TEXT}),
-    "claim": _has({"attempts": _list(_OBJECT), "cancel": _list(_NUMBER), "heartbeat_s": _SECONDS, "asked": _MAYBE}),
-    "heartbeat": _has({"lost": _list(_NUMBER), "cancel": _list(_NUMBER), "heartbeat_s": _SECONDS, "asked": _MAYBE}),
+    "claim": _has({"attempts": _list(_OBJECT), "cancel": _list(_NUMBER), "heartbeat_s": _SECONDS, "asked": _MAYBE,
+                   "log": _LOG}),
+    "heartbeat": _has({"lost": _list(_NUMBER), "cancel": _list(_NUMBER), "heartbeat_s": _SECONDS, "asked": _MAYBE,
+                       "log": _LOG}),
     "put_result": _MOVED,
     "release": _MOVED,
     "list_nodes": _list(_NODE),
     "show_node": _NODE,
     "drain_node": _NODE,
     "resume_node": _NODE,
+    "reboot_node": _NODE,
+    "get_log": _has({"node": _TEXT, "log": _TEXT}),
     "ask_in": _has({"fingerprint": _TEXT}),
     "fetch_token": _has({"name": _TEXT, "token": _TEXT}),
     "list_enrolments": _list(_ENROLMENT),

@@ -5,33 +5,42 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from kolejka.common.errors import Conflict, InputError, KolejkaError, NotAllowed, NotFound
 from kolejka.common.limits import LIMITS, Limits, Unit
+from kolejka.common.node_image import IMAGE_ID
 from kolejka.common.result import Result
 from kolejka.common.schema import check, object_schema
 from kolejka.common.task import QUEUE_PATTERN
 from kolejka.server.api.errors import body as error_body
 from kolejka.server.api.routes import Answer, Call, plain, whole
-from kolejka.server.api.tasks import node_state, record, stamp
+from kolejka.server.api.tasks import node_state, outdated, record, stamp
 from kolejka.server.deps import Deps
 from kolejka.server.intake import put_at
 from kolejka.server.scheduling import claims
 from kolejka.server.scheduling.claims import Claim, Claimed
 from kolejka.server.scheduling.match import Offer, wants
+from kolejka.server.scheduling.rules import Rules
 from kolejka.server.storage import leases, nodes
-from kolejka.server.storage.base import Connection, NodeChanged, TaskWaiting, ask
+from kolejka.server.storage.base import Connection, LogTold, NodeChanged, TaskWaiting, ask
 from kolejka.server.storage.leases import Held
-from kolejka.server.storage.nodes import NodeWords
+from kolejka.server.storage.nodes import LogWish, NodeWords
 from kolejka.server.wakes import wait
 
 logger = logging.getLogger("kolejka.server")
 
 AGAIN_S = 5.0
 """After so long a claim looks again for tasks that a quota or a reservation kept back."""
+LOG_LINES = 200
+LOG_WAIT_S = 30.0
+ASK_AGAIN_S = 5.0
+"""After so long a node that has not sent its log is asked again."""
+MOST_LOG = 1 << 20
+"""Characters of a log that a node hands in."""
 NODE_STATES = ("active", "draining", "quarantined")
 _AMOUNT = {"type": "number", "minimum": 0, "maximum": 2**62}
 _AMOUNTS = object_schema(
@@ -49,6 +58,33 @@ _WORDS = {
         "description": "tells two foremen of one name apart: the second is refused while the first is heard",
     },
 }
+_LINE = {"type": "string", "maxLength": 1000}
+_SHORT = {"type": "string", "maxLength": 200}
+ABOUT = object_schema(
+    {
+        "boot": {"type": "string", "pattern": "^[0-9a-f-]{1,64}$", "description": "the kernel's id of this boot"},
+        "image": object_schema({"id": _SHORT, "version": _SHORT}, required=["id", "version"]),
+        "version": {**_SHORT, "description": "of Kolejka"},
+        "reason": {**_LINE, "description": "why it takes no tasks"},
+        "errors": {
+            "type": "array", "maxItems": 20, "items": object_schema({"at": _SHORT, "message": _LINE}),
+            "description": "the last warnings and errors of its log",
+        },
+        "proof": object_schema(
+            {
+                "passed": {"type": "boolean"}, "at": _SHORT,
+                "checks": {
+                    "type": "array", "maxItems": 200,
+                    "items": object_schema(
+                        {"limit": _SHORT, "runtime": _SHORT, "held": {"type": ["boolean", "null"]}, "message": _LINE}
+                    ),
+                },
+            },
+            required=["passed", "at", "checks"],
+        ),
+    }
+)  # fmt: skip
+"""What a node says of itself beside what it offers: which limits it tried to break, say. Bounded: about 200 KiB."""
 CLAIM = object_schema(
     {
         **_WORDS,
@@ -65,6 +101,7 @@ HEARTBEAT = object_schema(
         **_WORDS,
         "leases": _LEASES,
         "state": {"enum": list(NODE_STATES)},
+        "about": ABOUT,
     },
     required=["node", "tags", "total", "capacity", "leases"],
 )
@@ -83,6 +120,12 @@ RESULTS = object_schema(
     },
     required=["results"],
 )  # fmt: skip
+REBOOT = object_schema({"when_idle": {"type": "boolean", "description": "when nothing runs there any more"}})
+LOG = object_schema({
+    "lines": {"type": "integer", "minimum": 1, "maximum": 10_000},
+    "wait": {"type": "number", "minimum": 0, "maximum": 60, "description": "seconds"},
+})  # fmt: skip
+LOG_TEXT = object_schema({"log": {"type": "string", "maxLength": MOST_LOG}}, required=["log"])
 RELEASE = object_schema({"message": {"type": "string", "maxLength": 4096}}, required=["message"])
 
 
@@ -92,10 +135,16 @@ def _words(body: Mapping[str, Any], state: str | None) -> NodeWords:
             plain(text)
         except InputError as error:
             raise error.within("node" if text == body["node"] else "tags") from None
-    return NodeWords(
+    words = NodeWords(
         body["node"], state, tuple(sorted(set(body.get("tags", ())))), body.get("total", {}), body.get("capacity", {}),
         body.get("instance"),
     )  # fmt: skip
+    if state is None:
+        return words
+    about = body.get("about", {})
+    image = about.get("image", {})
+    version = image.get("version", "") if image.get("id") == IMAGE_ID else ""
+    return replace(words, boot=about.get("boot"), image=plain(version), about=about)
 
 
 async def claim(deps: Deps, call: Call) -> Answer:
@@ -145,7 +194,7 @@ async def claim(deps: Deps, call: Call) -> Answer:
             arrives, open_to = False, claimed.offer
             request = replace(request, turn=claimed.turn)
             waiter.given = tuple(given.lease for given in claimed.given)
-            if claimed.given or claimed.cancel or deps.wakes.closing:
+            if claimed.given or claimed.cancel or claimed.log or deps.wakes.closing:
                 break
             deps.wakes.deliver([task for task in woken_by if wanted(task) is False])  # to somebody who can take it
             if claimed.over:
@@ -163,8 +212,12 @@ async def claim(deps: Deps, call: Call) -> Answer:
         logger.info("task given", extra={"task": given.task_id, "lease": given.lease, "node": words.name})
     return Answer(json={
         "attempts": [given.to_json() for given in claimed.given], "cancel": claimed.cancel,
-        "heartbeat_s": deps.settings.heartbeat, "asked": claimed.asked,
+        "heartbeat_s": deps.settings.heartbeat, "asked": claimed.asked, "log": _log_json(claimed.log),
     })  # fmt: skip
+
+
+def _log_json(wish: LogWish | None) -> dict[str, int] | None:
+    return None if wish is None else {"number": wish.number, "lines": wish.lines}
 
 
 async def heartbeat(deps: Deps, call: Call) -> Answer:
@@ -180,6 +233,7 @@ async def heartbeat(deps: Deps, call: Call) -> Answer:
     deps.wakes.heard(words.name, deps.steady())
     return Answer(json={
         "lost": beat.lost, "cancel": beat.cancel, "heartbeat_s": deps.settings.heartbeat, "asked": beat.asked,
+        "log": _log_json(beat.log),
     })  # fmt: skip
 
 
@@ -284,10 +338,15 @@ async def release(deps: Deps, call: Call) -> Answer:
     return Answer(json={"task_id": held.task_id, "state": state})
 
 
-def _node_json(node: dict[str, Any], now: float, heartbeat_s: float) -> dict[str, Any]:
+def _node_json(node: dict[str, Any], now: float, rules: Rules, *, errors: bool) -> dict[str, Any]:
+    """A node as it is shown; its ``errors``, which may name tasks of others, to those who see all."""
+    about, state = node["about"], node_state(node, now, rules)
+    shown = {key: value for key, value in node.items() if key not in {"about", "image_version"}}
     return {
-        **node, "state": node_state(node, now, heartbeat_s), "first_seen": stamp(node["first_seen"]),
-        "last_seen": stamp(node["last_seen"]),
+        **shown, "state": state, "first_seen": stamp(node["first_seen"]), "last_seen": stamp(node["last_seen"]),
+        "image": about.get("image"), "version": about.get("version"),
+        "reason": outdated(node, rules) if state == "outdated" else about.get("reason"),
+        "errors": about.get("errors", []) if errors else [], "proof": about.get("proof"),
     }  # fmt: skip
 
 
@@ -300,7 +359,7 @@ async def list_nodes(deps: Deps, call: Call) -> Answer:
     """List the nodes. `busy` counts the tasks that run there; `running` names those that the caller may see."""
     now = deps.clock()
     found = await ask(deps.store.read(lambda db: nodes.listing(db, owner_id=_whose(call))))
-    return Answer(json=[_node_json(node, now, deps.settings.heartbeat) for node in found])
+    return Answer(json=[_node_json(node, now, deps.rules, errors=call.caller.sees_all) for node in found])
 
 
 async def show_node(deps: Deps, call: Call) -> Answer:
@@ -309,28 +368,82 @@ async def show_node(deps: Deps, call: Call) -> Answer:
     found = await ask(deps.store.read(lambda db: nodes.listing(db, name, owner_id=_whose(call))))
     if not found:
         raise NotFound(f"there is no node {name[:255]!r}")
-    return Answer(json=_node_json(found[0], now, deps.settings.heartbeat))
+    return Answer(json=_node_json(found[0], now, deps.rules, errors=call.caller.sees_all))
 
 
 async def drain_node(deps: Deps, call: Call) -> Answer:
     """Ask a node to take no more tasks. What runs there ends by itself; the foreman stays."""
-    return await _ask_node(deps, call, nodes.DRAIN)
+    return await _ask_node(deps, call, nodes.DRAIN, "node.drain")
 
 
 async def resume_node(deps: Deps, call: Call) -> Answer:
-    """Ask a node that was asked to drain to take tasks again."""
-    return await _ask_node(deps, call, None)
+    """Ask a node that was asked to drain or to reboot to take tasks again."""
+    return await _ask_node(deps, call, None, "node.resume")
 
 
-async def _ask_node(deps: Deps, call: Call, asked: str | None) -> Answer:
+async def reboot_node(deps: Deps, call: Call) -> Answer:
+    """Ask a node to reboot: at once, or when nothing runs there any more. Its tasks are given back, not lost."""
+    asked = nodes.REBOOT_WHEN_IDLE if call.body.get("when_idle") else nodes.REBOOT
+    return await _ask_node(deps, call, asked, "node.reboot", when_idle=bool(call.body.get("when_idle")))
+
+
+async def _ask_node(deps: Deps, call: Call, asked: str | None, act: str, **detail: object) -> Answer:
     name, now, caller = plain(call.path["name"]), deps.clock(), call.caller
 
     def work(db: Connection) -> dict[str, Any]:
         nodes.ask(db, name, asked)
         db.announce(NodeChanged(name))
-        record(db, caller, "node.drain" if asked else "node.resume", name, now)
+        record(db, caller, act, name, now, **detail)
         return nodes.listing(db, name)[0]
 
     found = await ask(deps.store.write(work))
     logger.info("node asked", extra={"node": name, "asked": asked or "resume", "by": caller.user})
-    return Answer(json=_node_json(found, now, deps.settings.heartbeat))
+    return Answer(json=_node_json(found, now, deps.rules, errors=True))
+
+
+async def get_log(deps: Deps, call: Call) -> Answer:
+    """Bring the last lines of a node's log, which the node is asked for; wait for them. 202 when they did not come."""
+    name, lines, caller = plain(call.path["name"]), call.body.get("lines", LOG_LINES), call.caller
+    wish, deadline = LogWish(secrets.randbits(53), lines), deps.steady() + call.body.get("wait", LOG_WAIT_S)
+
+    def want(db: Connection) -> None:
+        now = deps.clock()
+        nodes.want_log(db, name, wish, now, forgotten_before=now - 10 * LOG_WAIT_S)
+        db.announce(NodeChanged(name))
+
+    def begin(db: Connection) -> None:
+        want(db)
+        record(db, caller, "node.log", name, deps.clock(), lines=lines)
+        node = nodes.listing(db, name)[0]
+        if node_state(node, deps.clock(), deps.rules) == "silent":
+            raise Conflict(f"the node {name!r} is silent since {stamp(node['last_seen'])}; it tells nothing")
+
+    await ask(deps.store.write(begin))
+    leaving, text = asyncio.ensure_future(call.gone()), None
+    try:
+        with deps.wakes.for_log(wish.number) as waiter:
+            while not deps.wakes.closing and not leaving.done():
+                waiter.looked()
+                text = await ask(deps.store.read(lambda db: nodes.find_log(db, wish.number)))
+                left_s = deadline - deps.steady()
+                if text is not None or left_s <= 0:
+                    break
+                if not await wait(waiter, min(left_s, ASK_AGAIN_S), call.gone):
+                    await ask(deps.store.write(want))  # our word to the node may have got lost
+    finally:
+        leaving.cancel()
+        await ask(deps.store.write(lambda db: nodes.drop_log(db, name, wish.number)))
+    return Answer(202, {}) if text is None else Answer(json={"node": name, "log": text})
+
+
+async def put_log(deps: Deps, call: Call) -> Answer:
+    """Hand in lines of this node's log, as the answer to a claim or a heartbeat asked for."""
+    name, number = plain(call.path["name"]), whole(call.path["number"], "log")
+    text, user_id = call.body["log"].replace("\0", "?").encode(errors="replace").decode(), call.caller.user_id
+
+    def work(db: Connection) -> None:
+        nodes.keep_log(db, name, number, text, user_id)
+        db.announce(LogTold(number))
+
+    await ask(deps.store.write(work))
+    return Answer(204)

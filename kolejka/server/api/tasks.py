@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from kolejka.common import node_image
 from kolejka.common.errors import Conflict, InputError, KolejkaError, NotFound
 from kolejka.common.limits import Limits
 from kolejka.common.schema import check, object_schema
@@ -21,6 +22,7 @@ from kolejka.server.auth.tokens import Caller
 from kolejka.server.deps import Deps
 from kolejka.server.scheduling import claims, why
 from kolejka.server.scheduling.match import Offer, Signature
+from kolejka.server.scheduling.rules import Rules
 from kolejka.server.scheduling.turn import stand
 from kolejka.server.storage import audit, callbacks, leases, nodes, tasks, usage
 from kolejka.server.storage.base import Connection, ask
@@ -331,30 +333,40 @@ async def why_task(deps: Deps, call: Call) -> Answer:
         signature = Signature.parse(tasks.signature_words(db, found.signature))
         kept = {one.node: one.number for one in usage.reservations(db, heard_after=now - deps.settings.heartbeat)()}
         ids = tasks.ids(db, set(kept.values()))
-        nodes_now = machines(db, now, deps.settings.heartbeat, {node: ids[kept[node]] for node in kept})
+        nodes_now = machines(db, now, deps.rules, {node: ids[kept[node]] for node in kept})
         return why.reasons(signature, nodes_now, stand(db, found, deps.rules, deps.now()))
 
     found = await ask(deps.store.read(work))
     return Answer(json={"why": found[0], "reasons": found})
 
 
-def node_state(node: dict[str, Any], now: float, heartbeat_s: float) -> str:
-    """What the node said of itself, ``silent`` when it has said nothing for the heartbeat time, or ``draining`` when it
-    was asked to drain and may not know yet.
+def node_state(node: dict[str, Any], now: float, rules: Rules) -> str:
+    """What the node said of itself, ``silent`` when it has said nothing for the heartbeat time, ``draining`` when it
+    was asked to and may not know yet, or ``outdated`` when its image is older than the server demands.
     """
-    if node["last_seen"] < now - heartbeat_s:
+    if node["last_seen"] < now - rules.heartbeat_s:
         return "silent"
-    return "draining" if node["state"] == "active" and node["asked"] else str(node["state"])
+    if node["state"] != "active":
+        return str(node["state"])
+    if node_image.is_older(node["image_version"], rules.minimum_image):
+        return "outdated"
+    return "draining" if node["asked"] else "active"
 
 
-def machines(db: Connection, now: float, heartbeat_s: float, kept: Mapping[str, str]) -> list[why.Machine]:
+def outdated(node: dict[str, Any], rules: Rules) -> str:
+    """What is wrong with the image of an outdated node, in words."""
+    return (
+        f"its image is version {node['image_version']}, and this server demands {rules.minimum_image}; reboot it into "
+        "a newer one"
+    )
+
+
+def machines(db: Connection, now: float, rules: Rules, kept: Mapping[str, str]) -> list[why.Machine]:
     """The nodes, as the waiting see them; ``kept`` names the tasks that nodes are reserved for."""
-    return [
-        why.Machine(
-            node["name"],
-            node_state(node, now, heartbeat_s),
-            Offer(frozenset(node["tags"]), Limits(node["total"]), Limits(node["capacity"]), not node["busy"]),
-            kept.get(node["name"]),
-        )
-        for node in nodes.listing(db)
-    ]
+    found = []
+    for node in nodes.listing(db):
+        state = node_state(node, now, rules)
+        offer = Offer(frozenset(node["tags"]), Limits(node["total"]), Limits(node["capacity"]), not node["busy"])
+        remark = outdated(node, rules) if state == "outdated" else ""
+        found.append(why.Machine(node["name"], state, offer, kept.get(node["name"]), remark))
+    return found

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kolejka.common import node_image
 from kolejka.common.errors import Conflict, InputError, KolejkaError, NotFound
 from kolejka.common.limits import Limits
 from kolejka.common.result import Outcome, Result
@@ -30,7 +31,7 @@ from kolejka.server.scheduling.turn import Taken, Turn
 from kolejka.server.storage import blobs, events, leases, nodes, tasks
 from kolejka.server.storage.base import CancelAsked, Connection, TaskWaiting
 from kolejka.server.storage.leases import Held, OnNode
-from kolejka.server.storage.nodes import NodeWords
+from kolejka.server.storage.nodes import LogWish, NodeWords
 
 ON_ITS_WAY_S = 10.0
 """an answer to a claim that takes longer does not arrive"""
@@ -87,8 +88,8 @@ class Claimed:
     """The answer to a claim. ``over`` = nothing will be given, however long it waits.
 
     ``offer`` is what the node turned out to offer, ``None`` for nothing at the moment. ``asked`` is what an admin asks
-    of the node. ``held`` = a quota or a reservation keeps something back, so it is worth to look again soon, whoever is
-    told of what ends.
+    of the node, ``log`` that lines of its log are wanted. ``held`` = a quota or a reservation keeps something back, so
+    it is worth to look again soon, whoever is told of what ends.
     """
 
     given: tuple[Given, ...] = ()
@@ -97,6 +98,7 @@ class Claimed:
     over: bool = False
     turn: int = 0
     asked: str | None = None
+    log: LogWish | None = None
     held: bool = False
 
 
@@ -107,6 +109,7 @@ class Beat:
     lost: tuple[int, ...]
     cancel: tuple[int, ...]
     asked: str | None = None
+    log: LogWish | None = None
 
 
 @dataclass(frozen=True)
@@ -138,21 +141,31 @@ def claim(
     turn = standing.claim if arrives else request.turn
     there = runs()
     cancel = tuple(one.lease for one in there if one.cancelled)
-    if not standing.takes or standing.claim != turn:
+    if standing.claim != turn:
         return Claimed(cancel=cancel, over=True, turn=turn, asked=standing.asked)
+    log = _tell_log(db, node, standing)
+    if not standing.takes or node_image.is_older(standing.image, rules.minimum_image):
+        return Claimed(cancel=cancel, over=True, turn=turn, asked=standing.asked, log=log)
     if any(one.exclusive for one in there):
-        return Claimed(cancel=cancel, turn=turn)
+        return Claimed(cancel=cancel, turn=turn, log=log)
     free, slots = request.offer.free, request.slots
     for one in request.missed(there, now.steady):
         free, slots = take(free, classes.signature(db, one.signature)), slots - 1
     offer = replace(request.offer, free=free, idle=request.offer.idle and not there)
     if slots <= 0:
-        return Claimed(cancel=cancel, turn=turn)
+        return Claimed(cancel=cancel, turn=turn, log=log)
     taken = Turn(db, node, request.queues, offer, slots, rules, classes, now).take()
     given = _give(db, taken, node, rules, now)
     return Claimed(
-        tuple(given), cancel, None if taken.waits else offer, turn=turn, held=taken.waits or taken.full
+        tuple(given), cancel, None if taken.waits else offer, turn=turn, log=log, held=taken.waits or taken.full
     )  # fmt: skip
+
+
+def _tell_log(db: Connection, node: str, stands: nodes.Standing) -> LogWish | None:
+    """What of its log is wanted of a node: it is told once, and again when whoever wants it asks again."""
+    if stands.log is not None:
+        nodes.log_told(db, node)
+    return stands.log
 
 
 def _give(db: Connection, taken: Taken, node: str, rules: Rules, now: Moment) -> list[Given]:
@@ -192,6 +205,7 @@ def heartbeat(
         lost=tuple(lease for lease in held if lease not in kept),
         cancel=tuple(one.lease for one in leases.on(db, words.name)() if one.cancelled and one.lease in kept),
         asked=standing.asked,
+        log=_tell_log(db, words.name, standing),
     )
 
 

@@ -15,6 +15,8 @@ class Rules:
     half_life_s: float = 3600.0
     reserve_after_s: float = 60.0
     running_per_owner: int | None = None
+    minimum_image: str = ""
+    """nodes booted from an older node image get no tasks; empty = any image will do"""
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,15 @@ from kolejka.server.scheduling.match import Offer, Signature, available, fits_no
 
 @dataclass(frozen=True)
 class Machine:
-    """A node as the waiting see it. ``state`` is active, draining, quarantined or silent; ``kept_for`` is the task that
-    it is reserved for.
+    """A node as the waiting see it. ``state`` is active, draining, quarantined, silent or outdated, ``remark`` what
+    more there is to say of that; ``kept_for`` is the task that it is reserved for.
     """
 
     name: str
     state: str
     offer: Offer
     kept_for: str | None = None
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def _of_nodes(signature: Signature, machines: Sequence[Machine], stand: Stand) -
 
 
 def _states(machines: Sequence[Machine]) -> str:
-    return ", ".join(f"{m.name} is {m.state}" for m in machines[:5])
+    return ", ".join(f"{m.name} is {m.state}" + (f" ({m.remark})" if m.remark else "") for m in machines[:5])
 
 
 def _impossible(signature: Signature, active: Sequence[Machine]) -> list[str]:

@@ -67,11 +67,18 @@ class NodeChanged:
 
 
 @dataclass(frozen=True)
+class LogTold:
+    """The log that an admin wanted under this number is there."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class Missed:
     """Announcements of other processes may have got lost: whoever waits looks again."""
 
 
-Announcement = TaskWaiting | TaskDone | CancelAsked | AccessChanged | NodeChanged | Missed
+Announcement = TaskWaiting | TaskDone | CancelAsked | AccessChanged | NodeChanged | LogTold | Missed
 Listener = Callable[[Sequence[Announcement]], None]
 
 
