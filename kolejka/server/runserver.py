@@ -1,9 +1,12 @@
 """The server as processes: gunicorn's arbiter, and workers of its ``asgi`` kind.
 
 One worker where the database is embedded, since that has one writer; as many as the settings say on PostgreSQL. The
-arbiter binds the socket (port 0: any free one), so the worker
-that the kernel or a bug kills is replaced behind the same address. A worker dies with its arbiter, so a killed server
-never leaves half of itself behind.
+arbiter binds the socket (port 0: any free one), so the worker that the kernel or a bug kills is replaced behind the
+same address. A worker dies with its arbiter, so a killed server never leaves half of itself behind.
+
+Several workers have a socket each, all of one address, and the kernel spreads connections over them: on one socket the
+worker that happens to be awake takes nearly all, and clients keep their connections. The sockets are the arbiter's, so
+what waits in one while its worker is replaced is taken by the next.
 
 Stopping (SIGTERM): who waits in a long poll is answered at once, who is being answered is answered to the end, then the
 store is closed. gunicorn alone would wait for idle connections to leave, which clients keep open; so the worker here
@@ -14,9 +17,11 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import itertools
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +29,7 @@ from typing import Any, Final
 
 from gunicorn import glogging
 from gunicorn.app.base import BaseApplication
+from gunicorn.sock import TCP6Socket, TCPSocket
 from gunicorn.workers.gasgi import ASGIWorker
 
 from kolejka.common.settings import ServerSettings
@@ -47,6 +53,8 @@ class Worker(ASGIWorker):
     """gunicorn's asgi worker, that stops when no request is left."""
 
     _main: asyncio.Task[None] | None = None
+    seat = 0
+    """which of the sockets is its own"""
 
     def init_process(self) -> None:
         """Begin the process: it dies with its parent."""
@@ -123,6 +131,8 @@ class Server(BaseApplication):
             "certfile": settings.certificate or None,
             "keyfile": settings.key or None,
             "when_ready": self._bound,
+            "on_starting": self._open,
+            "pre_fork": self._seat,
             "post_worker_init": self._serving,
             "on_exit": self._left,
         }
@@ -133,11 +143,32 @@ class Server(BaseApplication):
         """The application; called in the worker."""
         return create_app(open_deps(self._settings))
 
+    def _open(self, arbiter: Any) -> None:
+        """Where there are several workers, a socket for each (in the arbiter, before gunicorn opens one for all)."""
+        host, port, count = self._settings.host, self._settings.port, self._settings.processes
+        if count == 1:
+            return
+        family, kind = (socket.AF_INET6, TCP6Socket) if ":" in host else (socket.AF_INET, TCPSocket)
+        arbiter.LISTENERS = []
+        for _ in range(count):
+            raw = socket.socket(family)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            raw.bind((host, port))
+            port = raw.getsockname()[1]  # the first finds a free one, where any will do
+            arbiter.LISTENERS.append(kind((host, port), self.cfg, arbiter.log, fd=raw.detach()))
+
     def _bound(self, arbiter: Any) -> None:
-        """The sockets are there (in the arbiter, before the worker)."""
+        """The sockets are there (in the arbiter, before the workers)."""
         host, port = arbiter.LISTENERS[0].sock.getsockname()[:2]
         scheme = "https" if self._settings.certificate else "http"
         self._url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+    def _seat(self, arbiter: Any, worker: Worker) -> None:
+        """Give a worker the socket that no other has (in the arbiter)."""
+        taken = {other.seat for other in arbiter.WORKERS.values()}
+        worker.seat = next(seat for seat in itertools.count() if seat not in taken) % len(arbiter.LISTENERS)
+        worker.sockets = arbiter.LISTENERS[worker.seat : worker.seat + 1]
 
     def _serving(self, worker: Any) -> None:
         """The application is loaded (in the worker); what connects from now on is answered."""

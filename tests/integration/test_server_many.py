@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,10 +11,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.integration.server_process import Server
 from tests.neighbours.postgres import Postgres
+from tests.support import wait_until
 
 PASSWORD = "not-to-be-seen"
 
@@ -173,5 +176,44 @@ def test_many_results_in_one_call_are_taken_or_refused_each_by_itself(tmp_path: 
         wrong = {"results": [{"lease": third, "result": {**ok, "outcome": "good"}}]}
         assert admin.ask("POST", "/attempts/results", wrong, status=422).error[1] == "results[0].result.outcome"
         assert len(admin.beat(third)["lost"]) == 0
+    finally:
+        server.stop()
+
+
+@pytest.mark.needs("postgres")
+def test_connections_are_spread_over_the_processes_and_taken_by_the_next_when_one_dies(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KOLEJKA_SERVER_DATABASE", url)
+    server = Server(tmp_path, "--processes", "2").start()
+
+    def workers() -> list[psutil.Process]:
+        assert server.program is not None
+        return psutil.Process(server.program.pid).children()
+
+    def held() -> list[int]:
+        port = int(server.url.rpartition(":")[2])
+        return sorted(
+            sum(one.status == psutil.CONN_ESTABLISHED and one.laddr.port == port for one in worker.net_connections())
+            for worker in workers()
+        )
+
+    try:
+        wait_until(lambda: len(workers()) == 2)
+        with contextlib.ExitStack() as stack:
+            for _ in range(60):  # that one of two gets none of them, or but a few, is next to impossible
+                connection = server.admin.connect()
+                stack.callback(connection.close)
+                connection.connect()
+            wait_until(lambda: sum(held()) >= 60 and held()[0] >= 8, about="both have some")
+            before = workers()
+            before[0].kill()
+            for _ in range(20):  # whatever socket they come to
+                assert server.admin.ask("GET", "/whoami", status=200)
+            wait_until(lambda: len(workers()) == 2 and before[0] not in workers())
+        words = ("--processes", "2", "--port", server.url.rpartition(":")[2], "--data", tmp_path / "other")
+        said = run("runserver", *words, database=url, status=125)
+        assert "--port" in said, "nobody shares"
+        assert said.count("\n") == 1
     finally:
         server.stop()
