@@ -106,11 +106,20 @@ def _fat_size(*files: Path) -> int:
     return max(48 * _MIB, -(-(need + need // 50 + 16 * _MIB) // _MIB) * _MIB)
 
 
+def cluster_size(sectors: int) -> int:
+    """Sectors in a cluster, so that there are enough clusters: firmware takes one with fewer than 65525 for FAT16."""
+    size = 8
+    while size > 1 and sectors // size < 70_000:
+        size //= 2
+    return size
+
+
 def _fill_fat(image: Image, place: str, size: int, label: str, *, version: str, epoch: int, with_root: bool) -> None:
     """Make a FAT32 file system at ``place`` (mtools' words) and lay the boot files into it."""
     environment = {"SOURCE_DATE_EPOCH": str(epoch), "MTOOLS_SKIP_CHECK": "1"}
     sectors = size // 512
-    run("mformat", "-i", place, "-F", "-v", label, "-N", _SERIAL, "-T", str(sectors), "::", environment=environment)
+    words = ["-F", "-v", label, "-N", _SERIAL, "-T", str(sectors), "-c", str(cluster_size(sectors))]
+    run("mformat", "-i", place, *words, "::", environment=environment)
     with tempfile.TemporaryDirectory(prefix="kolejka-fat-") as scratch:
         tree = Path(scratch)
         for folder in ("EFI/BOOT", "loader/entries", "kolejka"):

@@ -84,3 +84,11 @@ def test_the_ipxe_script_names_the_root_by_its_hash_and_no_secret(tmp_path: Path
     assert f"kolejka.sha256={media.digest_of(tmp_path / 'node.squashfs')}" in script
     assert "boot=kolejka" in script
     assert script.isascii()
+
+
+@pytest.mark.parametrize("mib", [48, 64, 120, 180, 300, 2000])
+def test_a_fat_has_the_number_of_clusters_by_which_firmware_knows_it(mib: int) -> None:
+    sectors = mib << 11
+    size = media.cluster_size(sectors)
+    assert size in {1, 2, 4, 8}
+    assert 65525 + 4096 < sectors // size < 2**28
