@@ -40,7 +40,7 @@ SHORT: Final = {
     "prove": ("foreman", "prove"),
 }  # fmt: skip
 """What deployers say most, by a word of its own: ``kolejka.server=…``."""
-BOOT_WORDS: Final = frozenset({"image", "sha256", "layer", "layer_sha256", "scratch"})
+BOOT_WORDS: Final = frozenset({"from", "image", "sha256", "layer", "layer_sha256", "scratch"})
 """Words of the boot script, which the settings do not know."""
 FILES: Final = ("kolejka.toml", "token", "ca.pem", "authorized_keys", "ntp")
 """What a configuration partition, or the folder ``kolejka`` of an initrd, may hold."""

@@ -30,10 +30,11 @@ _LOADER: Final = "default kolejka.conf\ntimeout 3\neditor no\n"
 _ENTRY: Final = "title Kolejka node {version}\nlinux /kolejka/vmlinuz\ninitrd /kolejka/initrd\noptions {words}\n"
 _IPXE: Final = """\
 #!ipxe
-# A diskless node. Serve this folder by HTTP; give words of your own in `kolejka`, such as kolejka.server=https://...,
-# and secrets as further lines:  initrd http://.../token kolejka/token
+# A diskless node. Serve this folder by HTTP, and chain here from a script of yours, which says where that is in `base`
+# (it ends with a slash; newer iPXE knows by itself) and words of your own in `kolejka`, such as kolejka.server=https://...
 isset ${{kolejka}} || set kolejka
-set root kolejka.image=${{cwduri}}node.squashfs kolejka.sha256={digest}
+isset ${{base}} || set base ${{cwuri}}
+set root kolejka.from=${{base}} kolejka.image=node.squashfs kolejka.sha256={digest}
 kernel vmlinuz initrd=initrd {words} BOOTIF=01-${{netX/mac:hexhyp}} ${{root}} ${{kolejka}}
 initrd initrd
 boot
@@ -83,10 +84,12 @@ def write_disk(image: Image, disk: Path, *, version: str, epoch: int) -> None:
 
 
 def write_iso(image: Image, iso: Path, *, version: str, epoch: int) -> None:
-    """A CD image for UEFI, which is also a disk image."""
+    """A CD image for UEFI."""
     with tempfile.TemporaryDirectory(prefix="kolejka-iso-") as scratch:
-        tree, fat = Path(scratch) / "tree", Path(scratch) / "efi.img"
+        tree = Path(scratch) / "tree"
         (tree / "kolejka").mkdir(parents=True)
+        # Inside the file system: what is appended behind it and larger than 32 MiB has no size that firmware believes.
+        fat = tree / "kolejka/efi.img"
         shutil.copyfile(image.squashfs, tree / "kolejka/node.squashfs")
         size = _fat_size(image.kernel, image.initrd)
         with fat.open("wb") as file:
@@ -94,8 +97,7 @@ def write_iso(image: Image, iso: Path, *, version: str, epoch: int) -> None:
         _fill_fat(image, os.fspath(fat), size, "KOLEJKA-EFI", version=version, epoch=epoch, with_root=False)
         run(
             "xorriso", "-as", "mkisofs", "-quiet", "-r", "-V", LABEL, "-o", iso,
-            "-append_partition", "2", "0xef", fat, "-appended_part_as_gpt",
-            "-e", "--interval:appended_partition_2:all::", "-no-emul-boot", tree,
+            "--set_all_file_dates", f"={epoch}", "-e", "kolejka/efi.img", "-no-emul-boot", tree,
             environment={"SOURCE_DATE_EPOCH": str(epoch)},
         )  # fmt: skip
 

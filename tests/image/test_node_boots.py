@@ -120,7 +120,7 @@ def test_a_diskless_machine_boots_by_ipxe_and_asks_to_be_let_in(
     boot: Boot, published: Path, folder: Path, server: Cluster, web: int
 ) -> None:
     words = f"kolejka.server=http://{HOST}:{server.port} kolejka.tags=boot:diskless kolejka.name=diskless"
-    script = f"#!ipxe\ndhcp\nset kolejka {words}\nchain http://{HOST}:{web}/boot.ipxe\n"
+    script = f"#!ipxe\ndhcp\nset kolejka {words}\nset base http://{HOST}:{web}/\nchain ${{base}}boot.ipxe\n"
     (folder / "boot.ipxe").write_text(script)
     node = boot("diskless", ["-boot", "n"])
     node.program.wait_ready(lambda: any(one["name"] == "diskless" for one in server.admin.enrolments()), BOOT_S)
