@@ -125,10 +125,16 @@ def serve(channel: socket.socket) -> None:
             line.send({"result": result.to_json()})
 
 
+def _nothing(_number: int, _frame: object) -> None:
+    """The foreman decides when a worker ends."""
+
+
 def main() -> None:
     """The process: its argument is the number of the inherited socket."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(
+            number, _nothing
+        )  # not ignored: payloads would inherit that, and could not end their own children
     logs.configure(LogSettings.load())
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)

@@ -60,6 +60,13 @@ def test_a_job_runs_to_its_result(pool: Pool, tmp_path: Path) -> None:
     assert (tmp_path / "result-one" / "out").read_text() == "Linux\n"
 
 
+def test_a_payload_can_end_its_children_by_the_usual_signals(pool: Pool, tmp_path: Path) -> None:
+    script = "for name in HUP INT TERM; do sleep 1000 & kill -$name $!; wait $!; echo $?; done"
+    done = pool.run(job(tmp_path, ["sh", "-mc", script], stdout="out", limits={"time": "60s"}))
+    assert done.outcome is Outcome.OK
+    assert (tmp_path / "result-one/out").read_text().split() == ["129", "130", "143"]
+
+
 def test_more_jobs_than_workers_wait_for_their_turn(pool: Pool, tmp_path: Path) -> None:
     jobs = [job(tmp_path, ["sh", "-c", f"exit {n}"], name=str(n), slot=n) for n in range(8)]
     results: dict[int, Result] = {}
