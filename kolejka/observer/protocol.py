@@ -74,8 +74,8 @@ def _has_ended(door: socket.socket) -> bool:
 
 
 def _peer_groups(door: socket.socket) -> tuple[int, ...]:
-    with suppress(OSError):  # older kernels tell only the first group
-        packed = door.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * 1024)
+    with suppress(OSError):  # before kernel 4.13, and to those in more than 256, only the first group is told
+        packed = door.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)  # Python asks for no more
         return struct.unpack(f"{len(packed) // 4}I", packed)
     return ()
 

@@ -22,6 +22,7 @@ from kolejka.observer import access
 from kolejka.observer.access import RemoteSessions, connect
 from kolejka.observer.client import ObserverClient, ObserverError
 from kolejka.observer.packets import MAX_PACKET, PacketClient, workers_door
+from kolejka.observer.protocol import Caller
 from kolejka.observer.run import run_command
 from tests.support import wait_until
 
@@ -576,3 +577,15 @@ def test_a_folder_nobody_can_make_is_a_node_error():
 
     with pytest.raises(NodeError, match="--socket"):
         listen(Path("/proc/nowhere/socket"), None)
+
+
+def test_a_caller_is_known_by_all_groups_it_is_in(tmp_path: Path) -> None:
+    path = str(tmp_path / "door")
+    call = f"import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect({path!r}); s.recv(1)"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        with subprocess.Popen([sys.executable, "-c", call], group=65534, extra_groups=[64001, 64002]):
+            door, _ = listener.accept()
+            with door:
+                assert Caller.of(door).groups >= {65534, 64001, 64002}
