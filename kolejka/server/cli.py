@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -15,6 +16,9 @@ from kolejka.cli.options import main, settings_options
 from kolejka.common.checks import Check
 from kolejka.common.settings import ServerSettings
 from kolejka.common.units import parse_time, show_size
+
+if TYPE_CHECKING:
+    from kolejka.server.storage.backup import Kept
 
 
 @click.group()
@@ -63,34 +67,55 @@ def migrate(server: ServerSettings, check: bool) -> int:
 
 
 @command.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
 @settings_options(ServerSettings)
-def backup(server: ServerSettings, folder: Path) -> None:
-    """Keep all that the server has accepted in FOLDER, which is empty or not there yet. The server may run.
+def backup(server: ServerSettings, target: Path) -> None:
+    """Keep all that the server has accepted in TARGET. The server may run.
 
-    Blobs are taken by a second name for the same bytes where the file system allows it.
+    TARGET is a folder, empty or not there yet: blobs are taken by a second name for the same bytes where the file
+    system allows it. Or it is one file, whose name ends with .tar and is not there yet; - is the standard output. Every
+    blob is hashed on its way into the file.
     """
+    from kolejka.common.errors import InputError
+    from kolejka.server.storage.archive import STREAM, is_archive, write_archive
     from kolejka.server.storage.backup import back_up
     from kolejka.server.storage.blob_store import folder_of
     from kolejka.server.storage.database import Database
 
-    kept = back_up(Database.of(server), folder_of(server), folder)
-    click.echo(f"{kept.rows['tasks']} tasks, {kept.rows['results']} results, {kept.blobs} blobs")
+    stream = sys.stdout.buffer if str(target) == STREAM else None
+    if stream is not None and stream.isatty():
+        raise InputError("an archive is nothing for a terminal; write > FILE behind it, or name a file")
+    database, blobs = Database.of(server), folder_of(server)
+    kept = write_archive(database, blobs, target, stream) if is_archive(target) else back_up(database, blobs, target)
+    click.echo(_told(kept), err=stream is not None)
 
 
 @command.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("source", type=click.Path(path_type=Path))
 @settings_options(ServerSettings)
-def restore(server: ServerSettings, folder: Path) -> None:
-    """Make a server's data of the backup in FOLDER, where there is none yet. Its tokens open what they opened."""
+def restore(server: ServerSettings, source: Path) -> None:
+    """Make a server's data of the backup SOURCE, where there is none yet. Its tokens open what they opened.
+
+    SOURCE is a folder or a file that `backup` made; - is the standard input.
+    """
     from kolejka.server.prepare import locked
+    from kolejka.server.storage.archive import STREAM, restore_archive
     from kolejka.server.storage.backup import restore as restore_backup
     from kolejka.server.storage.blob_store import folder_of
     from kolejka.server.storage.database import Database
 
     with locked(server):
-        kept = restore_backup(folder, Database.of(server), folder_of(server))
-    click.echo(f"{kept.rows['tasks']} tasks, {kept.rows['results']} results, {kept.blobs} blobs")
+        database, blobs = Database.of(server), folder_of(server)
+        if str(source) == STREAM or source.is_file():
+            stream = sys.stdin.buffer if str(source) == STREAM else None
+            kept = restore_archive(source, database, blobs, stream)
+        else:
+            kept = restore_backup(source, database, blobs)
+    click.echo(_told(kept))
+
+
+def _told(kept: Kept) -> str:
+    return f"{kept.rows['tasks']} tasks, {kept.rows['results']} results, {kept.blobs} blobs"
 
 
 @command.command()

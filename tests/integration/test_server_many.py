@@ -133,13 +133,24 @@ def test_backup_and_restore_beside_a_server_that_runs(tmp_path: Path) -> None:
         assert "1 tasks, 0 results, 1 blobs" in run("backup", tmp_path / "kept", "--data", server.data)
         assert json.loads((tmp_path / "kept/kolejka-backup.json").read_text())["rows"]["tasks"] == 1
         assert "not empty" in run("backup", tmp_path / "kept", "--data", server.data, status=2)
+        assert "1 tasks, 0 results, 1 blobs" in run("backup", tmp_path / "kept.tar", "--data", server.data)
+        assert "such a file already" in run("backup", tmp_path / "kept.tar", "--data", server.data, status=2)
+        command = [sys.executable, "-m", "kolejka.server", "backup", "-", "--data", server.data]
+        stream = subprocess.run(command, capture_output=True, check=True)
+        assert stream.stderr == b"1 tasks, 0 results, 1 blobs\n"
         assert "another server uses this folder" in run("restore", tmp_path / "kept", "--data", server.data, status=125)
         assert server.admin.state(task_id) == "waiting"
     finally:
         server.stop()
     (tmp_path / "again").mkdir()
     again = Server(tmp_path / "again")
-    assert "1 tasks, 0 results, 1 blobs" in run("restore", tmp_path / "kept", "--data", again.data)
+    (tmp_path / "half.tar").write_bytes(stream.stdout[: len(stream.stdout) // 2])
+    said = run("restore", tmp_path / "half.tar", "--data", again.data, status=2)
+    assert (len(said.splitlines()), "half.tar" in said) == (1, True)
+    assert not (again.data / "kolejka.sqlite").exists()
+    command = [sys.executable, "-m", "kolejka.server", "restore", "-", "--data", tmp_path / "piped"]
+    assert subprocess.run(command, input=stream.stdout, capture_output=True, check=True).stdout.startswith(b"1 tasks")
+    assert "1 tasks, 0 results, 1 blobs" in run("restore", tmp_path / "kept.tar", "--data", again.data)
     again.start()
     try:
         admin = type(server.admin)(again, token)

@@ -1,8 +1,8 @@
 """Backups of a server that goes on, and what is made of them: the same form whatever the engine.
 
-A backup is a folder: ``kolejka-backup.json`` (which schema, how many rows of each table, how far the growing numbers
-are), ``tables/NAME.jsonl`` (the columns, then a row on each line) and ``blobs/``. So what was kept on one engine can be
-restored on the other.
+A backup is a folder: ``kolejka-backup.json`` (which schema, how many rows of each table and the hash of their file, how
+far the growing numbers are), ``tables/NAME.jsonl`` (the columns, then a row on each line) and ``blobs/``. So what was
+kept on one engine can be restored on the other. ``archive.py`` makes one file of it.
 
 All tables are read in one transaction that sees one moment. Blobs never change, so those that are there are taken
 before that moment and the rest after it: whatever a row of the backup names was there at the moment, and had either
@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from kolejka.common.errors import InputError, KolejkaError, NodeError
 from kolejka.common.files import read_json, sync_folder, write_json
@@ -40,7 +40,6 @@ APART: Final = 1 << 32
 """how far behind a backup's last lease the next one is: more than any server gives before it is restored"""
 _NOT_KEPT: Final = frozenset({"schema_migration", "writers", "node_logs"})
 _INCOMING: Final = "incoming"
-_BLOCK: Final = 1 << 20
 _CHUNK: Final = 500
 
 
@@ -52,6 +51,8 @@ class Kept:
     rows: Mapping[str, int]
     numbers: Mapping[str, int]
     blobs: int
+    sums: Mapping[str, str]
+    """table → SHA-256 of its file; empty in backups of earlier versions"""
 
 
 def _tables(db: Connection, *, embedded: bool) -> dict[str, list[str]]:
@@ -95,7 +96,7 @@ def back_up(database: Database, blobs: Path, target: Path) -> Kept:
         _link_blobs(blobs, target / "blobs")
         store = database.open()
         try:
-            rows, numbers = store.read(
+            rows, numbers, sums = store.read(
                 lambda db: _write_tables(db, target / "tables", embedded=not database.shared)
             ).result()
         finally:
@@ -105,12 +106,12 @@ def back_up(database: Database, blobs: Path, target: Path) -> Kept:
         _sync_tree(target)
         write_json(
             target / WORDS,
-            {"form": FORM, "steps": taken, "rows": rows, "numbers": numbers, "blobs": count},
+            {"form": FORM, "steps": taken, "rows": rows, "numbers": numbers, "blobs": count, "sums": sums},
             durable=True,
         )
     except OSError as error:
         raise NodeError(f"the backup cannot be written: {error.strerror}", field=str(target)) from error
-    return Kept(tuple(taken), rows, numbers, count)
+    return Kept(tuple(taken), rows, numbers, count, sums)
 
 
 def restore(source: Path, database: Database, blobs: Path) -> Kept:
@@ -122,10 +123,11 @@ def restore(source: Path, database: Database, blobs: Path) -> Kept:
     kept = read_words(source)
     schema.refuse_unknown([step for step in kept.steps if step not in schema.known()], str(source))
     taken, _ = database.taken_and_left()
-    if taken or set(_files(blobs)) - set(_files(source / "blobs")):
+    if taken or any(not (source / "blobs" / path).exists() for path in _files(blobs)):
         raise NodeError(
             "there is a server's data already; restore where there is none", field=str(database.path.parent)
         )
+    _check_tables(source / "tables", kept)
     _check_blobs(source / "blobs", kept)
     blobs.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
@@ -157,7 +159,8 @@ def read_words(source: Path) -> Kept:
         words: dict[str, Any] = read_json(source / WORDS)
         if words["form"] != FORM:
             raise InputError(f"this backup has the form {words['form']}; this version reads {FORM}", field=str(source))
-        return Kept(tuple(words["steps"]), dict(words["rows"]), dict(words["numbers"]), int(words["blobs"]))
+        return Kept(tuple(words["steps"]), dict(words["rows"]), dict(words["numbers"]), int(words["blobs"]),
+                    dict(words.get("sums", {})))  # fmt: skip
     except (OSError, KeyError, TypeError, ValueError):
         raise InputError(f"this is no backup: its {WORDS} is damaged", field=str(source)) from None
 
@@ -172,16 +175,28 @@ def _empty(target: Path) -> None:
         raise InputError("this is no folder; name one that is empty, or is not there yet", field=str(target)) from None
 
 
-def _write_tables(db: Connection, folder: Path, *, embedded: bool) -> tuple[dict[str, int], dict[str, int]]:
+def _write_tables(
+    db: Connection, folder: Path, *, embedded: bool
+) -> tuple[dict[str, int], dict[str, int], dict[str, str]]:
     rows: dict[str, int] = {}
+    sums: dict[str, str] = {}
     for table, columns in _tables(db, embedded=embedded).items():
         rows[table] = 0
-        with open(folder / f"{table}.jsonl", "w", encoding="utf-8") as sink:
-            sink.write(json.dumps(columns) + "\n")
+        digest = hashlib.sha256()
+        with open(folder / f"{table}.jsonl", "wb") as sink:
+
+            def write(values: Any, sink: IO[bytes] = sink, digest: Any = digest) -> None:
+                line = json.dumps(values).encode("ascii") + b"\n"
+                digest.update(line)
+                sink.write(line)
+
+            write(columns)
             for row in db.each(f"SELECT {_listed(columns)} FROM {table}"):  # noqa: S608 names of the catalogue's
-                sink.write(json.dumps(row) + "\n")
+                write(row)
                 rows[table] += 1
-    return rows, {table: db.last_number(table, column) for table, column in _GROWING.items() if table in rows}
+        sums[table] = digest.hexdigest()
+    numbers = {table: db.last_number(table, column) for table, column in _GROWING.items() if table in rows}
+    return rows, numbers, sums
 
 
 def _listed(columns: Iterable[str]) -> str:
@@ -268,21 +283,35 @@ def _sync_tree(folder: Path) -> None:
         sync_folder(path)
 
 
+def _hash(path: Path) -> str:
+    with open(path, "rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def blob_name(place: str) -> str:
+    """The hash that a blob's place below the folder of blobs says."""
+    return re.sub(r"[/.]", "", place)[:64]
+
+
+def _check_tables(folder: Path, kept: Kept) -> None:
+    """InputError when a table is missing or is not what was written."""
+    for table, sum_ in kept.sums.items():
+        path = folder / f"{table}.jsonl"
+        if table not in kept.rows or not path.is_file() or _hash(path) != sum_:
+            raise InputError("this file of the backup is damaged, or is not there", field=path.name)
+
+
 def _check_blobs(folder: Path, kept: Kept) -> None:
     """InputError when a blob is missing or is not what its name says."""
-    there = set(_files(folder))
-    for path in sorted(there):
-        digest = hashlib.sha256()
-        with open(folder / path, "rb") as source:
-            while block := source.read(_BLOCK):
-                digest.update(block)
-        name = re.sub(r"[/.]", "", path.as_posix())[:64]
-        if digest.hexdigest() != name:
+    count = 0
+    for path in _files(folder):
+        count += 1
+        if _hash(folder / path) != blob_name(path.as_posix()):
             raise InputError("this blob of the backup is damaged", field=f"blobs/{path}")
-    if len(there) != kept.blobs:
-        raise InputError(f"the backup has {len(there)} blobs, not {kept.blobs}", field=str(folder))
-    for path in _named(folder.parent / "tables" / "blobs.jsonl") if there else ():  # else they are kept elsewhere
-        if path not in there:
+    if count != kept.blobs:
+        raise InputError(f"the backup has {count} blobs, not {kept.blobs}", field=str(folder))
+    for path in _named(folder.parent / "tables" / "blobs.jsonl") if count else ():  # else they are kept elsewhere
+        if not (folder / path).is_file():
             raise InputError("this blob is missing in the backup", field=f"blobs/{path}")
 
 
