@@ -246,6 +246,9 @@ def _line(text: str, word: str, below: str | None = None) -> int:
 
 def _data_home(name: str) -> Callable[[], Path]:
     def default() -> Path:
+        for folder in os.environ.get("STATE_DIRECTORY", "").split(":"):  # of a unit of systemd's, systemd.exec(5)
+            if os.path.basename(folder) == name:
+                return Path(folder)
         if os.geteuid() == 0:
             return Path("/var/lib/kolejka") / name
         home = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kolejka.common.result import Outcome, Result
-from tests.neighbours.cluster import PROGRAMS, Cluster
+from tests.neighbours.cluster import Cluster
 from tests.support import wait_until
 
 pytestmark = pytest.mark.needs("root", "cgroups", "bwrap")
@@ -231,31 +231,3 @@ def test_systemd_is_told_that_the_node_is_ready_and_how_it_goes(make: Callable[.
         while "STOPPING=1" not in said:
             said += door.recv(4096).decode() + "\n"
     wait_until(lambda: foreman_process(cluster).poll() is not None)
-
-
-def test_the_unit_files_are_what_systemd_accepts(tmp_path: Path) -> None:
-    import configparser
-
-    folder = Path(__file__).parents[2] / "kolejka/foreman/systemd"
-    names = {"kolejka-foreman.service", "kolejka-observer.service", "kolejka-server.service"}
-    holder = "kolejka-sessions.service"
-    assert {path.name for path in folder.iterdir()} == names | {holder}
-    units = {}
-    for name in names:
-        unit = configparser.ConfigParser(strict=True, interpolation=None)
-        unit.optionxform = str  # type: ignore[method-assign,assignment]
-        unit.read(folder / name)
-        units[name] = unit
-        assert unit["Service"]["Type"] == "notify"
-        program = unit["Service"]["ExecStart"].split()[1]
-        assert (PROGRAMS / program).exists()
-        assert program == name.removesuffix(".service")
-        if program != "kolejka-server":
-            assert int(unit["Service"]["WatchdogSec"]) > 0
-    observer = units["kolejka-observer.service"]
-    assert holder in observer["Unit"]["Requires"]
-    assert observer["Service"]["Environment"] == f"KOLEJKA_OBSERVER_BASE=/system.slice/{holder}"
-    assert "\nDelegate=yes\n" in (folder / holder).read_text()
-    foreman = units["kolejka-foreman.service"]["Service"]
-    assert foreman["Delegate"] == "yes"
-    assert not {"ProtectClock", "PrivateDevices", "DeviceAllow", "DevicePolicy"} & set(foreman), "tasks may have GPUs"

