@@ -109,7 +109,7 @@ def test_a_task_lives_from_put_to_result(ala: Caller, smith: Caller) -> None:
     assert (running["state"], running["node"], running["lease"]) == ("running", "anvil", given["lease"])
     assert [one["state"] for one in running["attempts"]] == ["running"]
     assert smith.ask("GET", f"/blobs/{sha}", status=200).data == data, "the node may have the input"
-    assert smith.beat(given["lease"]) == {"lost": [], "cancel": [], "heartbeat_s": 60, "asked": None}
+    assert smith.beat(given["lease"]) == {"lost": [], "cancel": [], "heartbeat_s": 60, "asked": None, "log": None}
     out = smith.upload(b"output\n")
     body = {
         "id": put["id"], "result": 0, "outcome": "ok", "files": ["out"],
@@ -151,7 +151,13 @@ def test_a_waiting_claim_is_answered_when_something_of_its_node_is_cancelled(
     claim = in_background(smith.claim, wait=30, slots=0)
     wait_until(lambda: waiting_claims(admin) == 1)
     assert ala.ask("POST", f"/tasks/{task_id}/cancel", status=200).json["state"] == "running"
-    assert claim.result(20) == {"attempts": [], "cancel": [given["lease"]], "heartbeat_s": 60, "asked": None}
+    assert claim.result(20) == {
+        "attempts": [],
+        "cancel": [given["lease"]],
+        "heartbeat_s": 60,
+        "asked": None,
+        "log": None,
+    }
     assert smith.beat(given["lease"])["cancel"] == [given["lease"]]
     smith.finish(given["lease"], outcome="cancelled", result=None)
     assert ala.ask("GET", f"/tasks/{task_id}/result", status=200).json["outcome"] == "cancelled"
