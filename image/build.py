@@ -24,7 +24,15 @@ from image.recipe import BASE_EPOCH, EXCLUDED, HERE, KEPT, PROJECT, Recipe, cont
 
 PREFIX: Final = Path("opt/kolejka")
 SERVICES: Final = ("kolejka-sessions", "kolejka-observer", "kolejka-foreman")
-ENABLED: Final = ("systemd-networkd.service", "systemd-resolved.service", "systemd-timesyncd.service", "ssh.service")
+ENABLED: Final = (
+    "kolejka-screen@tty1.service",
+    "kolejka-screen@ttyS0.service",
+    "systemd-networkd.service",
+    "systemd-resolved.service",
+    "systemd-timesyncd.service",
+    "ssh.service",
+)
+ENGINE_DATA: Final = {"docker": "var/lib/docker", "podman": "var/lib/containers"}
 MASKED: Final = (
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service",
     "fstrim.timer", "man-db.timer", "swap.target", "getty@tty1.service", "serial-getty@ttyS0.service", "ssh.socket",
@@ -321,6 +329,8 @@ def _lay_files(recipe: Recipe, root: Path) -> None:
     (root / "etc/kolejka").mkdir(mode=0o755, exist_ok=True)
     (root / "etc/kolejka/kolejka.toml").symlink_to("/run/kolejka/node/kolejka.toml")
     (root / "var/lib/kolejka").mkdir(mode=0o711)
+    if recipe.engine in ENGINE_DATA:  # the boot script lays another file system there
+        (root / ENGINE_DATA[recipe.engine]).mkdir(mode=0o710, exist_ok=True)
     _chroot(
         root,
         "useradd",

@@ -87,6 +87,11 @@ def test_it_is_kept_as_a_measuring_machine_should_be(alpha: Node) -> None:
     assert "kolejka-node" in alpha.run("cat /etc/os-release")
 
 
+def test_its_engine_lays_its_layers_on_no_overlay(alpha: Node) -> None:
+    assert alpha.run("docker info --format {{.Driver}}") == "overlay2"
+    assert alpha.run("findmnt --noheadings --output FSTYPE /var/lib/docker /var/lib/kolejka").split() == ["ext4"] * 2
+
+
 @pytest.mark.parametrize("program", ["client", "foreman", "observer", "worker"])
 def test_its_doctors_miss_nothing(alpha: Node, program: str) -> None:
     said = alpha.ssh(f"sudo kolejka-{program} doctor --json").stdout
