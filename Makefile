@@ -15,7 +15,7 @@ SIDE_BY_SIDE := -n 2 --dist loadgroup
 SLOW_TESTS := $(wildcard tests/conformance tests/integration tests/compat tests/e2e tests/faults tests/hostile tests/soak)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-v2 test-image image check bench bench-accuracy soak chaos format docs setup packages clean
+.PHONY: help demo test test-v2 test-image image deb test-deb check bench bench-accuracy soak chaos format docs setup packages clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -44,6 +44,14 @@ IMAGE_TESTS := mmdebstrap mksquashfs mke2fs qemu-system-x86_64 sfdisk mcopy xorr
 test-image: setup ## boot the node image in every way there is and run tasks on it (half an hour; SELECTION= for less)
 	@tools/packages $(IMAGE_TESTS)
 	KOLEJKA_TEST_REQUIRES='root image' $(PYTEST) -v $(or $(SELECTION),tests/image)
+
+deb: $(VENV)/installed-dev ## Debian packages of this tree, for this Debian release: client, server, node (dist/deb)
+	@tools/packages dh
+	$(BIN)/python tools/deb.py dist/deb
+
+test-deb: setup ## build them, then install, use, upgrade, remove and purge them on a whole Debian (about three minutes)
+	@tools/packages dh mmdebstrap systemd-nspawn
+	$(PYTEST) -v tests/packages
 
 bench-accuracy: setup ## measure the measurement: figures of results against ground truth (bench-accuracy.json)
 	$(BIN)/python -m tests.bench.accuracy
@@ -80,7 +88,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 packages:
-	@tools/packages dockerd containerd runc podman busybox gcc docker-registry skopeo ip tc nsenter
+	@tools/packages dockerd containerd runc podman busybox gcc docker-registry skopeo ip tc nsenter systemd-analyze nginx
 
 $(VENV)/installed-%: pyproject.toml setup.py tools/virtualenv
 	@PYTHON='$(PYTHON)' tools/virtualenv $(VENV) $*
