@@ -91,7 +91,7 @@ def test_each_step_is_written_down_and_old_ones_are_forgotten(store: Store) -> N
     caller = store.write(ala).result()
     found = put(store, caller, url=None)
     cancel(store, found)
-    store.write(lambda db: tasks.delete(db, found.number, NOW + 5)).result()
+    store.write(lambda db: tasks.delete(db, [found.number], NOW + 5)).result()
     oldest, newest = store.read(events.bounds).result()
 
     def page(**words: object) -> list[str]:
