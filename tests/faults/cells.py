@@ -124,6 +124,17 @@ def database_full(world: World) -> None:
     world.disks["database"].free()
 
 
+def log_full(world: World) -> None:
+    """The disk of PostgreSQL's write-ahead log: it ends all connections, and cannot start before there is room."""
+    assert world.postgres is not None
+    world.disks["log"].fill()
+    world.postgres.exhaust_log()
+    status, words = wait_until(lambda: refused if (refused := world.refusal())[0] != 200 else None, 60)
+    assert (status, bool(words), "Traceback" in words) == (503, True, False)
+    world.disks["log"].free()
+    world.postgres.revive()
+
+
 def clock(world: World) -> None:
     for days in (1, -1, 0):
         world.clock.set(days * 86400)
@@ -145,5 +156,6 @@ CELLS = (
     Cell("blobs full", blobs_full, short=(SQLITE,)),
     Cell("spool full", spool_full, short=(SQLITE,), excused=1),
     Cell("database full", database_full, short=(POSTGRES,)),
+    Cell("log full", log_full, (POSTGRES,)),
     Cell("clock", clock, short=BOTH),
 )

