@@ -72,6 +72,8 @@ def test_made_up_calls_meet_no_failure_of_the_server(
         for words in (case.query, case.body):
             if isinstance(words, dict):
                 words.pop("wait", None)  # nobody has time
+        if isinstance(case.body, dict) and route.body and "wait" in route.body.schema().get("properties", {}):
+            case.body["wait"] = 0
         response = case.call(headers={"Authorization": f"Bearer {token}"}, timeout=30)
         if response.status_code != 414:  # too long for gunicorn, which answers in its own words
             case.validate_response(response, checks=HELD)

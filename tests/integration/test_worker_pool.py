@@ -142,7 +142,7 @@ def test_a_job_over_which_workers_die_before_it_runs_is_an_error(pool: Pool, tmp
     thread = threading.Thread(target=lambda: results.append(pool.run(job(tmp_path, ["true"]))))
     thread.start()
     for again in (False, True):
-        wait_until(lambda: pool._turns[0].again is again and pool._turns[0].worker)  # noqa: B023 - waited for here
+        wait_until(lambda: pool._turns and pool._turns[0].again is again and pool._turns[0].worker)  # noqa: B023 - waited for here
         taken = pool._turns[0].worker
         assert taken is not None
         os.kill(taken.process.pid, signal.SIGKILL)

@@ -70,6 +70,9 @@ def test_what_is_no_json_is_refused(raw: bytes) -> None:
 
 def test_json_is_read_up_to_the_deepest_level() -> None:
     assert decode(b'{"a": [1, 2.5, null, "\\u017c"]}') == {"a": [1, 2.5, None, "ż"]}
+    whole = decode(b"[5.0, 1e3, 5]")
+    assert whole == [5, 1000, 5]
+    assert all(isinstance(number, int) for number in whole), "a whole number is one however it is written"
     decode(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
     assert decode(b"[" + b"{}," * 1000 + b"{}]") == [{}] * 1001, "wide is not deep"
 

@@ -313,11 +313,16 @@ async def read_raw(req: falcon.asgi.Request, most: int) -> bytes:
 
 
 def decode(raw: bytes) -> Any:
-    """JSON from outside: UTF-8, no NaN, not too deep, no name twice. InvalidJson otherwise."""
+    """JSON from outside: UTF-8, no NaN, not too deep, no name twice. InvalidJson otherwise.
+
+    A whole number is one however it is written: schemas take ``5.0`` for an integer, and so what reads it may.
+    """
     if not raw:
         raise InvalidJson("the body is empty; it should be JSON")
     try:
-        data = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_once)
+        data = json.loads(
+            raw.decode("utf-8"), parse_constant=_no_constant, parse_float=_number, object_pairs_hook=_once
+        )
     except RecursionError:
         raise InvalidJson(f"this JSON nests deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
@@ -325,6 +330,11 @@ def decode(raw: bytes) -> Any:
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:  # else it cannot be too deep
         _check_depth(data)
     return data
+
+
+def _number(text: str) -> float | int:
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -166,25 +166,30 @@ def _contents(folder: Path) -> Iterator[Path]:
 
 
 def _unpack(stream: IO[bytes], folder: Path, source: Path) -> None:
-    first = True
+    kept, blobs = None, 0
     try:
         with tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK) as archive:
             while (entry := archive.next()) is not None:
                 _forget(archive)
-                if first and entry.name != WORDS:
+                if kept is None and entry.name != WORDS:
                     raise InputError(f"this is no backup: it does not begin with {WORDS}", field=str(source))
                 if not entry.isreg() or not _MEMBERS.fullmatch(entry.name):
                     raise InputError(f"this is no backup: it holds {entry.name!r}", field=str(source))
                 if entry.name == WORDS and entry.size > _MOST_WORDS:
                     raise InputError(f"this is no backup: its {WORDS} is too large", field=str(source))
                 _unpack_one(archive, entry, folder, source)
-                if first:
-                    read_words(folder)  # says what is wrong before all the rest is read
-                first = False
+                blobs += entry.name.startswith("blobs/")
+                kept = kept or read_words(folder)  # says what is wrong before all the rest is read
     except (tarfile.TarError, EOFError):
         raise InputError("this archive is damaged, or not whole", field=str(source)) from None
-    if first:
+    if kept is None:
         raise InputError("this is no backup: it is empty", field=str(source))
+    # One that was cut just between two files ends like a whole one.
+    for table in kept.rows:
+        if not (folder / "tables" / f"{table}.jsonl").is_file():
+            raise InputError(f"this archive is not whole: the table {table} is not in it", field=str(source))
+    if blobs != kept.blobs:
+        raise InputError(f"this archive is not whole: it has {blobs} blobs, not {kept.blobs}", field=str(source))
 
 
 def _unpack_one(archive: tarfile.TarFile, entry: tarfile.TarInfo, folder: Path, source: Path) -> None:

@@ -285,8 +285,8 @@ def entry(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile
 
 BROKEN = {
     "cut in the middle": (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), "not whole"),
-    "cut between two members": (lambda path: changed(path, lambda parts: parts.pop()), "has 2 blobs, not 3"),
-    "without a table": (lambda path: changed(path, lambda parts: parts.pop(1)), "is damaged, or is not there"),
+    "cut between two members": (lambda path: changed(path, lambda parts: parts.pop()), "it has 2 blobs, not 3"),
+    "without a table": (lambda path: changed(path, lambda parts: parts.pop(1)), "not whole: the table"),
     "a changed blob": (
         lambda path: changed(path, lambda parts: parts.append((parts.pop()[0], b"other bytes"))), "is damaged",
     ),
