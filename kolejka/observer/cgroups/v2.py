@@ -273,13 +273,22 @@ class V2Group(Group):
             self._tree.prepare()  # first group, or another registry just removed our folder as empty
             self._door.make(self.folder)
         try:
-            self._tree.give_controllers(self.folder)
+            self._take_controllers()
             self._door.make(self.folder + b"/" + PAYLOAD.encode())
             if "memory" in self._tree.controllers:
                 self._memory.oom_group = True
         except NodeError:
             self._door.remove(self.folder)
             raise
+
+    def _take_controllers(self) -> None:
+        try:
+            self._tree.give_controllers(self.folder)
+        except KernelFileError as error:
+            if error.errno != errno.ENOENT or self._parent is not None:
+                raise
+            self._tree.give_controllers(self._tree.top)  # somebody had just made it, and not yet given it any
+            self._tree.give_controllers(self.folder)
 
     def apply(self, limits: Limits, pin: Pin | None) -> None:
         """See ``Group``."""

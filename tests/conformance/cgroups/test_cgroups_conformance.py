@@ -74,6 +74,17 @@ def sleeper():
         process.wait()
 
 
+def test_a_group_is_made_though_somebody_has_only_just_made_our_folder(tree):
+    tree.prepare()
+    for folder in tree.folders():
+        if tree.door.remove(folder):
+            tree.door.make(folder)
+    group = tree.group(None, "first")
+    group.create()
+    group.apply(Limits.of(memory="64M", pids=3), None)
+    assert list(tree.names()) == ["first"]
+
+
 def test_a_group_is_made_and_removed_with_what_is_below(tree, group):
     assert group.exists()
     nested = tree.group(group, "two")

@@ -58,17 +58,17 @@ class PlayedKernel(Door):
         if os.path.isdir(path):
             return False
         os.mkdir(path)
+        self._give(path, {"cgroup.", "cpu.stat", "cpu.pressure", "io.pressure"})
+        return True
+
+    def _give(self, path: bytes, others: set[str]) -> None:
+        """Make the files of the controllers that the group above gives, and of ``others``."""
         given = Path(os.fsdecode(os.path.dirname(path)), "cgroup.subtree_control").read_text().split()
+        wanted = (*(f"{controller}." for controller in given), *others)
         for file in self.template.iterdir():
-            controller = file.name.partition(".")[0]
-            if (
-                controller in given
-                or controller == "cgroup"
-                or file.name in {"cpu.stat", "cpu.pressure", "io.pressure"}
-            ):
+            if file.name.startswith(wanted) and (others or not Path(os.fsdecode(path), file.name).exists()):
                 shutil.copy(file, os.fsdecode(path))
         Path(os.fsdecode(path), "cgroup.controllers").write_text(" ".join(given) + "\n")
-        return True
 
     def remove(self, path: bytes) -> bool:
         if not os.path.isdir(path):
@@ -116,9 +116,13 @@ class PlayedKernel(Door):
             raise explain(folder, OSError(errno.EBUSY, "Device or resource busy"), "write")
         for word in text.split():
             if word[1:] not in available:
-                raise explain(folder, OSError(errno.EINVAL, "Invalid argument"), "write")
+                raise explain(
+                    folder + b"/cgroup.subtree_control", OSError(errno.ENOENT, "No such file or directory"), "write"
+                )
             control.add(word[1:])
         (path / "cgroup.subtree_control").write_text(" ".join(sorted(control)) + "\n")
+        for below in path.glob("*/cgroup.procs"):
+            self._give(os.fsencode(below.parent), set())
 
     def _write_cgroup_kill(self, folder: bytes, text: str) -> None:
         for pid in self._living(folder):
