@@ -132,9 +132,7 @@ def _nothing(_number: int, _frame: object) -> None:
 def main() -> None:
     """The process: its argument is the number of the inherited socket."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(
-            number, _nothing
-        )  # not ignored: payloads would inherit that, and could not end their own children
+        signal.signal(number, _nothing)  # not ignored: payloads would inherit that, and could not end their children
     logs.configure(LogSettings.load())
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)

@@ -193,6 +193,18 @@ def test_sigterm_drains_and_a_restart_goes_on(make: Callable[..., Cluster]) -> N
     cluster.check_quiet()
 
 
+def test_an_interrupt_that_the_terminal_sends_to_all_drains_and_harms_no_payload(make: Callable[..., Cluster]) -> None:
+    cluster = make(KOLEJKA_FOREMAN_SLOTS="1")
+    cluster.start()
+    running = put(cluster, "sh", "-c", "sleep 1; echo done")
+    wait_until(lambda: cluster.sessions())
+    os.killpg(foreman_process(cluster).pid, signal.SIGINT)
+    wait_until(lambda: foreman_process(cluster).poll() is not None)
+    assert foreman_process(cluster).returncode == 0
+    assert result(cluster, running).outcome is Outcome.OK
+    assert nothing_left(cluster)
+
+
 def test_a_second_sigterm_stops_and_gives_the_task_back(make: Callable[..., Cluster]) -> None:
     cluster = make()
     cluster.start()

@@ -269,7 +269,7 @@ class Sandbox:
             try:
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, pass_fds=passed,
-                    env={}, cwd="/", umask=0o022,
+                    env={}, cwd="/", umask=0o022, start_new_session=True,  # what a terminal sends to all is not for it
                 )  # fmt: skip
             except OSError as error:
                 ours.close()
