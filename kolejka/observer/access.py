@@ -75,7 +75,7 @@ def patiently(ask: Callable[[], T], patience_s: float | None = None) -> T:
         except (ConnectionError, FileNotFoundError):  # nobody listens, or whoever did died over our request
             if time.monotonic() + _PAUSE_S > deadline:
                 raise
-        time.sleep(_PAUSE_S)
+        time.sleep(_PAUSE_S)  # nobody tells when a socket is served again
 
 
 def connect(socket: str = "", *, cgroup: str = "kolejka", patience_s: float = 0.0) -> Sessions:

@@ -155,7 +155,7 @@ def _take(lock: int, data: Path, patience_s: float, *, shared: bool) -> bool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() < deadline:
-                time.sleep(0.1)
+                time.sleep(0.1)  # flock(2) waits for ever or not at all
                 continue
             if shared:
                 fcntl.flock(lock, fcntl.LOCK_SH)

@@ -146,7 +146,7 @@ class Door:
                 if not below and now > deadline:
                     raise explain(path, error, "remove") from None
                 if not below:
-                    time.sleep(0.001)
+                    time.sleep(0.001)  # no event says that the kernel has let go
 
     def below(self, path: bytes) -> list[bytes]:
         """Names of the groups directly below; none when the group is gone."""

@@ -169,7 +169,7 @@ class Group(abc.ABC):
                 if watch is None and (path := self.events_file()) is not None:
                     watch = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 if watch is None:
-                    time.sleep(pause_ms / 1000)
+                    time.sleep(pause_ms / 1000)  # pure version 1 has no event for the last one
                 else:
                     poll = select.poll()
                     poll.register(watch, select.POLLPRI)
@@ -209,7 +209,7 @@ class Group(abc.ABC):
             if time.monotonic() > deadline:
                 raise NodeError(f"processes of {self.path} do not die; they hang in the kernel, restart the node")
             if self.populated():
-                time.sleep(0.001)
+                time.sleep(0.001)  # those that were thawed need a moment to die
 
 
 class Tree(abc.ABC):

@@ -464,7 +464,7 @@ class V1Group(Group):
             if time.monotonic() > deadline:
                 self._freezer.state = "THAWED"
                 raise NodeError(f"processes of {self.path} do not freeze; they hang in the kernel, restart the node")
-            time.sleep(0.001)
+            time.sleep(0.001)  # the freezer of version 1 has no event
             self._freezer.state = "FROZEN"  # FREEZING can last for ever unless it is asked again
 
     def thaw(self) -> None:
@@ -541,5 +541,5 @@ def freeze_and_wait(core: CoreV2) -> None:
         if time.monotonic() > deadline:
             core.freeze = False
             raise NodeError("processes do not freeze; they hang in the kernel, restart the node")
-        time.sleep(pause_s)
+        time.sleep(pause_s)  # mostly it takes less than the first pause, and a poll costs as much
         pause_s = min(2 * pause_s, 0.01)

@@ -366,7 +366,7 @@ def remove_container(client: APIClient, name: str) -> None:
             # Podman fails to kill a container that stops by itself at that moment.
             if pause_s is None or "container state improper" not in str(error):
                 raise NodeError(f"container {name} cannot be removed: {_reason(error)}") from error
-            time.sleep(pause_s)
+            time.sleep(pause_s)  # no event says when it has stopped enough to be removed
         else:
             return
 
