@@ -47,7 +47,7 @@ test-image: setup ## boot the node image in every way there is and run tasks on 
 
 deb: $(VENV)/installed-dev ## Debian packages of this tree, for this Debian release: client, server, node (dist/deb)
 	@tools/packages dh
-	$(BIN)/python tools/deb.py dist/deb
+	$(BIN)/python -m tools.deb dist/deb
 
 test-deb: setup ## build them, then install, use, upgrade, remove and purge them on a whole Debian (about three minutes)
 	@tools/packages dh mmdebstrap systemd-nspawn

@@ -8,6 +8,7 @@ removed. The same recipe and the same packages give the same bytes.
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from typing import Final
 
 from image import cpio, distributions
 from image.recipe import BASE_EPOCH, EXCLUDED, HERE, KEPT, PROJECT, Recipe, contents_of, tree_files
+from kolejka.common.node_image import IMAGE_ID
 
 PREFIX: Final = Path("opt/kolejka")
 SERVICES: Final = ("kolejka-sessions", "kolejka-observer", "kolejka-foreman")
@@ -256,30 +258,30 @@ def _lay_python(root: Path, packages: list[distributions.importlib.metadata.Dist
     """An environment of its own at /opt/kolejka, with the wheel of this tree."""
     site = site_of(root)
     site.mkdir(parents=True)
-    programs = root / PREFIX / "bin"
-    programs.mkdir()
+    own = root / PREFIX / "bin"
+    own.mkdir()
     for name in ("python", "python3", site.parent.name):
-        (programs / name).symlink_to("/usr/bin/python3")
+        (own / name).symlink_to("/usr/bin/python3")
     (root / PREFIX / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
     distributions.lay(packages, site)
     lay_project(site)
-    for program in (root / PREFIX / "bin", root / "usr/local/bin"):
-        program.mkdir(parents=True, exist_ok=True)
-    for name, module in PROGRAMS.items():
-        write_program(programs / name, module)
-        (root / "usr/local/bin" / name).symlink_to(f"/{PREFIX}/bin/{name}")
+    (root / "usr/local/bin").mkdir(parents=True, exist_ok=True)
+    for name, program in programs().items():
+        if name != "kolejka-server":  # what it needs is no node's
+            write_program(own / name, program)
+            (root / "usr/local/bin" / name).symlink_to(f"/{PREFIX}/bin/{name}")
 
 
-PROGRAMS: Final = {
-    "kolejka": "kolejka.cli.umbrella", "kolejka-client": "kolejka.client.cli.main",
-    "kolejka-foreman": "kolejka.foreman.cli",
-    "kolejka-observer": "kolejka.observer.cli", "kolejka-worker": "kolejka.worker.cli",
-}  # fmt: skip
+def programs() -> dict[str, importlib.metadata.EntryPoint]:
+    """Our programs by name, as pyproject.toml declares them."""
+    declared = importlib.metadata.entry_points(group="console_scripts")
+    return {each.name: each for each in declared if each.module.startswith("kolejka.")}
 
 
-def write_program(path: Path, module: str) -> None:
+def write_program(path: Path, program: importlib.metadata.EntryPoint) -> None:
     """A program of ours: what its entry point is, without the machinery that finds it."""
-    path.write_text(f"#!/{PREFIX}/bin/python\nfrom {module} import run\n\nrun()\n", encoding="utf-8")
+    words = f"from {program.module} import {program.attr}\n\n{program.attr}()\n"
+    path.write_text(f"#!/{PREFIX}/bin/python\n{words}", encoding="utf-8")
     path.chmod(0o755)
 
 
@@ -345,7 +347,7 @@ def _lay_files(recipe: Recipe, root: Path) -> None:
     )
     _chroot(root, "usermod", "--lock", "root")
     with (root / "usr/lib/os-release").open("a", encoding="utf-8") as release:
-        release.write(f"IMAGE_ID=kolejka-node\nIMAGE_VERSION={recipe.version}\n")
+        release.write(f"IMAGE_ID={IMAGE_ID}\nIMAGE_VERSION={recipe.version}\n")
 
 
 def _compile(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""Debian packages of this tree: ``python tools/deb.py FOLDER`` leaves them there, with ``SHA256SUMS``.
+"""Debian packages of this tree: ``python -m tools.deb FOLDER`` leaves them there, with ``SHA256SUMS``.
 
 They bring their Python packages along (docs/decisions/0016): wheels of exactly the versions that this environment
 has and its tests have seen. Which of Debian's packages holds which of them is derived from pyproject.toml: an extra
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -20,12 +21,12 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from image.distributions import closure
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -57,28 +58,11 @@ class DebError(Exception):
 
 def needs(extras: Iterable[str]) -> dict[str, str]:
     """Name → version of what Kolejka needs for these extras, Kolejka itself left out, as it is installed here."""
-    found: dict[str, str] = {}
-    asked = [Requirement(f"kolejka[{','.join(extras)}]")]
-    seen: set[str] = set()
-    while asked:
-        requirement = asked.pop()
-        if str(requirement) in seen:
-            continue
-        seen.add(str(requirement))
-        try:
-            distribution = metadata.distribution(requirement.name)
-        except metadata.PackageNotFoundError:
-            raise DebError(f"{requirement.name} is not installed here; run: make setup") from None
-        name = canonicalize_name(requirement.name)
-        if name != "kolejka":
-            found[name] = distribution.version
-        for line in distribution.requires or ():
-            needed = Requirement(line)
-            if needed.marker is None or any(
-                needed.marker.evaluate({"extra": extra}) for extra in requirement.extras or {""}
-            ):
-                asked.append(needed)
-    return found
+    try:
+        found = closure([f"kolejka[{','.join(extras)}]"])
+    except ImportError as error:
+        raise DebError(f"{error.name} is not installed here; run: make setup") from None
+    return {canonicalize_name(each.metadata["Name"]): each.version for each in found}
 
 
 def placed(wanted: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
@@ -133,10 +117,8 @@ def version() -> str:
     dirty = "-dirty" if run("git", "status", "--porcelain").strip() else ""
     tagged = f"v{match[1]}" in run("git", "tag", "--points-at", "HEAD").split()
     described = run("git", "log", "-1", "--date=format-local:%Y%m%d%H%M%S", "--format=%cd-%h", "--abbrev=8").strip()
-    words = dict(
-        line.split("=", 1) for line in Path("/etc/os-release").read_text(encoding="utf-8").splitlines() if "=" in line
-    )
-    suite = f"{words.get('ID', 'linux')[:3]}{words.get('VERSION_ID', '0')}".replace('"', "")
+    words = platform.freedesktop_os_release()
+    suite = f"{words['ID'][:3]}{words.get('VERSION_ID', '0')}"
     return version_of(match[1], "" if tagged and not dirty else described + dirty, suite)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from image import distributions
-from image.build import PREFIX, BuildError, Image, build, check_tools, site_of, write_program
+from image.build import PREFIX, BuildError, Image, build, check_tools, programs, site_of, write_program
 from image.recipe import BASE_EPOCH, PROJECT, Recipe, suite
 
 STORE: Final = PROJECT / "build" / "image"
@@ -69,9 +69,9 @@ def prepare_layer(content: Path) -> None:
     have = {each.metadata["Name"] for each in distributions.closure(distributions.NODE)}
     wanted = distributions.closure(["kolejka[all,test]"])
     distributions.lay([each for each in wanted if each.metadata["Name"] not in have], site)
-    programs = content / PREFIX / "bin"
-    programs.mkdir()
-    write_program(programs / "kolejka-server", "kolejka.server.cli")
+    own = content / PREFIX / "bin"
+    own.mkdir()
+    write_program(own / "kolejka-server", programs()["kolejka-server"])
     tree = content / "opt/tests/tree"
     names = subprocess.run(
         ["git", "-C", PROJECT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],

@@ -17,8 +17,8 @@ DEBS = Path("/debs")
 
 def build(folder: Path) -> Path:
     """Build the packages into a folder, as ``make deb`` does."""
-    words = [sys.executable, PROJECT / "tools/deb.py", folder]
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    words = [sys.executable, "-m", "tools.deb", folder]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, cwd=PROJECT)
     assert done.returncode == 0, done.stderr
     return folder
 

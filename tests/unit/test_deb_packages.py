@@ -101,8 +101,8 @@ def test_the_settings_file_of_the_packages_names_settings_that_there_are() -> No
 
 
 def test_what_is_missing_is_one_line(deb: ModuleType, tmp_path: Path) -> None:
-    words = [sys.executable, ROOT / "tools/deb.py", tmp_path / "out"]
-    done = subprocess.run(words, env={"PATH": "/nowhere"}, capture_output=True, text=True, check=False)
+    words = [sys.executable, "-m", "tools.deb", tmp_path / "out"]
+    done = subprocess.run(words, env={"PATH": "/nowhere"}, capture_output=True, text=True, check=False, cwd=ROOT)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("tools/deb.py: dh, dpkg-buildpackage, git missing; run: apt-get install")
     assert not (tmp_path / "out").exists()
