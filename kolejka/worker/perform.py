@@ -339,6 +339,7 @@ def run_held(
 
         # Everybody is dead: while the kernel takes their namespaces apart, the files are collected.
         collected = bring_files(task, workspace, folder, limits)
+        running.remove()
         stats = report.stats
         if seen.end is not None:
             stats = stats.replace(time=max(0.0, seen.end.at - running.released_at))

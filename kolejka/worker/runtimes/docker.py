@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 CONTROL: Final = "/run/kolejka/control"
 LABEL: Final = "kolejka.run"
 _API_TIMEOUT_S: Final = 300
+_STOPPING: Final = ("is not running", "container state improper")
+"""what Docker and Podman say when they fail to kill a container because it stops by itself at that moment"""
 
 
 MASKED: Final = (
@@ -363,8 +365,7 @@ def remove_container(client: APIClient, name: str) -> None:
         except docker.errors.APIError as error:
             if error.status_code == 409 and "already in progress" in str(error):
                 return
-            # Podman fails to kill a container that stops by itself at that moment.
-            if pause_s is None or "container state improper" not in str(error):
+            if pause_s is None or not any(words in str(error) for words in _STOPPING):
                 raise NodeError(f"container {name} cannot be removed: {_reason(error)}") from error
             time.sleep(pause_s)  # no event says when it has stopped enough to be removed
         else:
