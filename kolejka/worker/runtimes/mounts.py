@@ -1,5 +1,5 @@
-"""The few mounts a worker makes, in a mount namespace of its own: bounded memory file systems, and ways to its
-folders.
+"""The few mounts a worker makes, in a mount namespace of its own: bounded memory file systems, device folders, and ways
+to its own folders.
 
 A worker process leaves the host's mount namespace once, so that its mounts are seen by nobody else and vanish with it,
 however it dies. Namespaces belong to threads: whoever starts payloads from several threads has one for each.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import stat
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -18,8 +19,11 @@ from typing import Final
 from kolejka.common.errors import NodeError
 
 CLONE_NEWNS: Final = 0x00020000
+MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+MS_REMOUNT: Final = 32
 MS_BIND: Final = 0x1000
 MS_REC: Final = 0x4000
 MS_SLAVE: Final = 1 << 19
@@ -27,6 +31,13 @@ MNT_DETACH: Final = 2
 
 STAGE: Final = Path("/run/kolejka/stage")
 """An empty folder everywhere but in a worker's own namespace."""
+
+DEVICES: Final = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+"""Device files that every payload has: their major and minor numbers."""
+DEVICE_LINKS: Final = {
+    "fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
+    "core": "/proc/kcore", "ptmx": "pts/ptmx",
+}  # fmt: skip
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _own = threading.local()
@@ -103,10 +114,47 @@ def drop_memory(place: Path) -> None:
         place.rmdir()
 
 
+def stage_devices() -> Path | None:
+    """A ``/dev`` for payloads, with terminals of its own, that nobody can change; ``None`` where this node cannot make
+    one.
+
+    It is made once, for all sandboxes that this thread starts: to make one takes as long as half a sandbox. They have
+    it one after the other, and terminals vanish with the processes that hold them, so nothing passes from one to the
+    next.
+    """
+    if "devices" not in _own.__dict__:
+        place = _stage() / "dev"
+        place.mkdir()
+        try:
+            _make_devices(place)
+        except (NodeError, PermissionError):  # a container's root may lack the right to make device files
+            unmount(place / "pts")
+            unmount(place)
+            _own.devices = None
+        else:
+            _own.devices = place
+    return _own.devices  # type: ignore[no-any-return]  # a thread's local has no types
+
+
+def _make_devices(place: Path) -> None:
+    flags = MS_NOSUID | MS_NOEXEC
+    _mount("tmpfs", place, "size=64k,mode=0755", flags)
+    for name, (major, minor) in DEVICES.items():
+        os.mknod(place / name, stat.S_IFCHR, os.makedev(major, minor))
+        (place / name).chmod(0o666)
+    for name, target in DEVICE_LINKS.items():
+        (place / name).symlink_to(target)
+    for name in ("pts", "shm"):
+        (place / name).mkdir(mode=0o755)
+    _mount("devpts", place / "pts", "newinstance,ptmxmode=0666,mode=620", flags)
+    _mount("tmpfs", place, "", flags | MS_REMOUNT | MS_RDONLY)
+
+
 def leave_stage() -> None:
-    """Take the mounts that ``reach`` made down again. Safe twice."""
+    """Take the mounts that were made here down again. Safe twice."""
     if _own.__dict__.pop("staged", False):
-        _own.__dict__.pop("known", None)
+        for name in ("known", "devices"):
+            _own.__dict__.pop(name, None)
         for place in STAGE.iterdir():
             unmount(place)
         unmount(STAGE)
@@ -114,9 +162,12 @@ def leave_stage() -> None:
 
 def mount_memory(folder: Path, size: int) -> None:
     """Mount a memory file system of ``size`` bytes (rounded up to pages) on a folder. NodeError when not allowed."""
-    flags = ctypes.c_ulong(MS_NOSUID | MS_NODEV)
-    options = f"size={max(size, 4096)},mode=0755".encode()
-    _check(_libc.mount(b"kolejka", os.fsencode(folder), b"tmpfs", flags, options), f"{folder}: mounting storage")
+    _mount("tmpfs", folder, f"size={max(size, 4096)},mode=0755", MS_NOSUID | MS_NODEV)
+
+
+def _mount(kind: str, folder: Path, options: str, flags: int) -> None:
+    words = os.fsencode(folder), kind.encode(), ctypes.c_ulong(flags), options.encode()
+    _check(_libc.mount(b"kolejka", *words), f"{folder}: mounting a file system of its own")
 
 
 def unmount(folder: Path) -> None:

@@ -181,6 +181,8 @@ class Sandbox:
         """Do once what the first start would otherwise wait for. NodeError when something is missing."""
         seccomp.program()
         _ = self._bwrap, self._init, self._node_root
+        if os.geteuid() == 0:
+            mounts.stage_devices()
 
     def check(self) -> Sequence[Check]:
         """bubblewrap, the machine's kind, and whether namespaces may be made here."""
@@ -242,11 +244,9 @@ class Sandbox:
                 for name in ("resolv.conf", "hosts"):
                     options += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
             options += ["--bind", str(private_folder(scratch / "tmp", run.uid, 0o1777)), "/tmp"]
-            options += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"]
+            options += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"]
             options += ["--dev-bind", "/dev/null", "/proc/cmdline"]  # how the node was booted is no payload's business
-            for name, device in run.devices.items():
-                options += ["--dev-bind", str(mounts.reach(device)), f"/dev/{name}"]
-            options += ["--remount-ro", "/dev"]
+            options += _device_options(run)
             options += ["--bind", str(private_folder(scratch / "shm", run.uid, 0o1777)), "/dev/shm"]
             options += ["--bind", str(folder / run.workspace.name), WORK_FOLDER, "--chdir", WORK_FOLDER]
             options += ["--ro-bind", str(mounts.reach(self._init.parent) / self._init.name), INIT]
@@ -281,6 +281,17 @@ class Sandbox:
 
     def sweep(self, name: str) -> None:
         """Nothing: a dead worker took its sandbox along (--die-with-parent), and its mounts with its namespace."""
+
+
+def _device_options(run: Run) -> list[str]:
+    """Its ``/dev``: the one that was made before, or one of its own where it has device files of its own."""
+    usual = mounts.stage_devices() if os.geteuid() == 0 and not run.devices else None
+    if usual is not None:
+        return ["--dev-bind", str(usual), "/dev"]
+    options = ["--dev", "/dev"]
+    for name, device in run.devices.items():
+        options += ["--dev-bind", str(mounts.reach(device)), f"/dev/{name}"]
+    return [*options, "--remount-ro", "/dev"]
 
 
 def _said(errors: int) -> str:
