@@ -8,8 +8,9 @@ could not reach (below a home, say) are mounted once more in the worker's own mo
 
 The world without an image: the node's ``/usr`` (and ``/bin``, ``/lib*``, ``/sbin`` as they are there) and a small
 ``/etc`` of our own, all read-only. With an image: its unpacked root as the lower layer of an overlay whose upper
-layer is private. In both a minimal ``/dev`` with the device files of the task's GPUs, a fresh ``/proc``
-with a read-only ``/proc/sys``, and the working folder at ``/task``. A GPU's libraries are the node's or the image's.
+layer is private. In both a minimal ``/dev`` (the worker's for all its sandboxes, or one of the payload's own with the
+device files of its GPUs), a fresh ``/proc`` with a read-only ``/proc/sys``, the working folder at ``/task``. A GPU's
+libraries are the node's or the image's.
 
 Whatever is writable beside the working folder (``/tmp``, ``/dev/shm``, the overlay's upper layer) lies in one
 *scratch* folder. With a storage limit and as root it is a memory file system of that size, which the kernel bounds
