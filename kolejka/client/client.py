@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kolejka.client.base import ServerClient
+from kolejka.client.many import Brought, gather
 from kolejka.client.results import check_files, check_result_folder, save_result
 from kolejka.client.transport import IDEMPOTENCY_KEY, quoted
 from kolejka.common.errors import Conflict, InputError, NotFound, Unavailable
@@ -307,6 +308,10 @@ class KolejkaClient(ServerClient):
         result = self.wait(id, timeout_s, progress=progress) if wait else self.result(id)
         if result is None:
             raise Conflict(f"task {id} is {self.task(id).get('state')}; add --wait to wait for its result")
+        return self.bring(id, result, folder)
+
+    def bring(self, id: str, result: Result, folder: str | os.PathLike[str]) -> Result:
+        """Make ``folder`` the folder of a result that is known, by bringing its files; whole or not at all."""
         try:
             save_result(result, folder, lambda reference, path, size: self.get_blob(reference, path, size=size))
         except NotFound:
@@ -314,6 +319,17 @@ class KolejkaClient(ServerClient):
                 f"{self.server} has lost a file of the result of task {id}", code="broken_result"
             ) from None
         return result
+
+    def get_many(
+        self, places: Iterable[tuple[str, Path]], *, wait: bool = False, timeout_s: float | None = None
+    ) -> Iterator[Brought]:
+        """Bring the result of each task (a full id) into its folder, as ``get_result`` would; yields them in order.
+
+        A folder that holds the result already is left as it is. What is wrong with one task (not done and ``wait``
+        false, no such task, a folder that holds something else, ``timeout_s`` for all of them passed) is its
+        ``error``; a server that does not answer and a disk that is full raise.
+        """
+        return gather(self, places, wait=wait, timeout_s=timeout_s)
 
     def execute(
         self,

@@ -160,6 +160,81 @@ def test_the_command_line_puts_lists_explains_cancels_and_deletes(cluster: Clust
     assert cluster.run("kolejka-client", "task", "show", task_id).returncode == 2
 
 
+def test_results_of_many_tasks_come_in_one_call_and_again_only_what_is_new(
+    cluster: Cluster, client: KolejkaClient, tmp_path: Path
+) -> None:
+    def many(*words: str | Path) -> tuple[int, Any, str]:
+        ended = cluster.run("kolejka-client", "result", "get-many", "--json", tmp_path / "R", *words)
+        return ended.returncode, json.loads(ended.stdout or "[]"), ended.stderr
+
+    labels = {"course": "algorithms"}
+    make = [make_task(tmp_path / name, name=name, labels=labels, requires=["after:a:while"]) for name in "abc"]
+    ids = [client.put_task(folder)["id"] for folder in make]
+    status, shown, said = many(*ids)
+    assert (status, [one["result"] for one in shown], said.count("not done yet")) == (125, [None] * 3, 3)
+    status, _, said = many("--timeout", "1ms", ids[0])
+    assert (status, said.count("\n")) == (125, 1)
+    assert list((tmp_path / "R").iterdir()) == []
+
+    token = client.create_token("admin", role="node")["token"]
+    with NodeClient(ClientSettings(server=cluster.url, token=token)) as node:
+        words: dict[str, Any] = {"capacity": TOTAL, "total": TOTAL, "tags": ["after:a:while"], "idle": True}
+        first, second = node.claim("marker", slots=2, wait_s=5.0, **words).attempts
+        for attempt, outcome in ((first, Outcome.OK), (second, Outcome.FAILED)):
+            (tmp_path / attempt.task_id).mkdir()
+            answer = Result(outcome, result=int(outcome is Outcome.FAILED), id=attempt.task_id)
+            with_files(answer, tmp_path / attempt.task_id, {"out": attempt.task_id.encode()}).save(
+                tmp_path / attempt.task_id
+            )
+            node.upload_result(attempt.lease, tmp_path / attempt.task_id)
+    (tmp_path / "R" / ids[2]).mkdir()
+    (tmp_path / "R" / ids[2] / "mine").touch()
+    status, shown, said = many("--label", "course=algorithms", "--owner", "admin")
+    brought = {one["id"]: (one["new"], one["result"] and one["result"]["outcome"]) for one in shown}
+    assert (status, brought) == (125, {ids[0]: (True, "ok"), ids[1]: (True, "failed"), ids[2]: (True, None)})
+    assert "not empty" in said
+    assert (tmp_path / "R" / ids[1] / "out").read_text() == ids[1]
+    (tmp_path / "R" / ids[2] / "mine").unlink()
+
+    waiting = start(cluster, "result", "get-many", "--wait", tmp_path / "R", *ids)
+    wait_until(lambda: b"\0get-many\0" in Path(f"/proc/{waiting.pid}/cmdline").read_bytes())
+    client.cancel(ids[2])
+    table, said = waiting.communicate(timeout=60)
+    assert (waiting.returncode, said) == (0, "")
+    assert [line.split()[:2] for line in table.splitlines()[1:]] == [
+        [ids[0], "ok"], [ids[1], "failed"], [ids[2], "cancelled"]
+    ]  # fmt: skip
+    status, shown, _ = many(*ids)
+    assert (status, [one["new"] for one in shown]) == (0, [False] * 3)
+
+    by_name = cluster.run("kolejka-client", "result", "get-many", "-q", "--by-name", tmp_path / "N", *ids)
+    assert (by_name.returncode, by_name.stdout.split()) == (0, ids)
+    assert sorted(folder.name for folder in (tmp_path / "N").iterdir()) == ["a", "b", "c"]
+
+
+def test_results_of_many_tasks_need_places_of_their_own(
+    cluster: Cluster, client: KolejkaClient, tmp_path: Path
+) -> None:
+    def refused(*words: str | Path) -> str:
+        ended = cluster.run("kolejka-client", "result", "get-many", tmp_path / "R", *words)
+        assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+        assert not (tmp_path / "R").exists()
+        return ended.stderr
+
+    names = ["twice", "twice", "../up", ".."]
+    make = [make_task(tmp_path / str(n), name=name, requires=["never"]) for n, name in enumerate(names)]
+    ids = [client.put_task(folder)["id"] for folder in make]
+    assert "have it both" in refused("--by-name", *ids[:2])
+    assert "no name for a folder" in refused("--by-name", ids[2])
+    assert ids[3] in refused("--by-name", ids[3])
+    assert "say which tasks" in refused()
+    assert "say which tasks" in refused("--name", "twice", ids[0])
+    assert "KEY=VALUE" in refused("--label", "course")
+    assert "nobody-put-this" in refused("nobody-put-this")
+    for task_id in ids:
+        client.cancel(task_id)
+
+
 def test_execute_survives_a_restart_of_the_server(cluster: Cluster, tmp_path: Path) -> None:
     process = start(cluster, "execute", make_task(tmp_path / "task", requires=["after:restart"]), tmp_path / "R")
     wait_until(lambda: list(cluster.admin.tasks(state="waiting")), about="the task is put")

@@ -14,6 +14,7 @@ from kolejka.client import arrays
 from kolejka.client.cli.connection import connected
 from kolejka.client.cli.output import Output, field, limits_in_words, moment, printed
 from kolejka.client.cli.progress import Bar
+from kolejka.client.cli.selection import selecting
 from kolejka.client.client import KolejkaClient
 from kolejka.client.transport import printable
 from kolejka.common.errors import InputError
@@ -107,18 +108,14 @@ def _read(folders: Sequence[str], parameters: str | None) -> Iterator[tuple[str,
 
 @task.command("list")
 @click.option("--state", type=click.Choice([str(s) for s in TaskState]), help="only tasks in this state")
-@click.option("--queue", metavar="NAME", help="only tasks of this queue")
-@click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="only tasks with this label (repeatable)")
-@click.option("--name", metavar="TEXT", help="only tasks of this name")
-@click.option("--owner", metavar="USER", help="only tasks of this user")
+@selecting
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="how many at most")
 @click.option("--all", "everything", is_flag=True, help="as many as there are")
 @printed
 @connected
 def list_tasks(
-    client: KolejkaClient, output: Output, *, state: str | None, queue: str | None, labels: Sequence[str],
-    name: str | None, owner: str | None, limit: int, everything: bool,
-) -> None:  # fmt: skip
+    client: KolejkaClient, output: Output, selection: dict[str, Any], *, state: str | None, limit: int, everything: bool
+) -> None:
     """List tasks, newest first.
 
     \b
@@ -126,13 +123,7 @@ def list_tasks(
       kolejka-client task list --state waiting
       kolejka-client task list --label course=algorithms --json
     """
-    pairs = [label.partition("=") for label in labels]
-    if any(not key or not equals for key, equals, _ in pairs):
-        raise InputError("a label is written KEY=VALUE", field="--label")
-    tasks = client.tasks(
-        state=state, queue=queue, labels={key: value for key, _, value in pairs}, name=name, owner=owner,
-        limit=None if everything else limit,
-    )  # fmt: skip
+    tasks = client.tasks(state=state, limit=None if everything else limit, **selection)
     output.listing(tasks, COLUMNS, key="id")
 
 
