@@ -27,6 +27,7 @@ from typing import Final
 from packaging.utils import canonicalize_name
 
 from image.distributions import closure
+from tools import manual
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -48,7 +49,7 @@ kolejka ({version}) unstable; urgency=medium
 
   * Built from the tree of this version; CHANGELOG.md there says what is new.
 
- -- Kolejka <root@localhost>  {date}
+ -- Kolejka developers <kolejka@kolejka.invalid>  {date}
 """
 
 
@@ -191,6 +192,7 @@ def build(target: Path) -> list[Path]:
             names.write("kolejka\n")
         date = datetime.fromtimestamp(time, UTC).strftime("%a, %d %b %Y %H:%M:%S +0000")
         (tree / "debian/changelog").write_text(CHANGELOG.format(version=number, date=date), encoding="utf-8")
+        manual.write(tree / "debian/man", time)
         pip = {"PIP": f"{sys.executable} -m pip", "WHEELS": "wheels"}
         # -d: what is there was looked for above; debhelper's own list names compilers, which nothing here needs.
         run("dpkg-buildpackage", "--build=binary", "-us", "-uc", "-d", cwd=tree, env={**environment, **pip})

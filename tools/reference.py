@@ -35,10 +35,21 @@ _TYPES = {
     "array": "list", "object": "object", "string": "text", "integer": "whole number", "number": "number",
     "boolean": "`true` or `false`", "null": "`null`",
 }  # fmt: skip
-_KINDS = {
+KINDS = {
     "text": "text", "path": "path", "words": "words", "limits": "limits", "size": "size", "time": "time",
     "count": "whole number", "flag": "yes or no", "uid": "user id",
 }  # fmt: skip
+SETTINGS_READ = """
+    Read in this order, later ones win: `/etc/kolejka/kolejka.toml`, `~/.config/kolejka/kolejka.toml` (or
+    below `$XDG_CONFIG_HOME`), the file named by `--config`, environment variables, command-line options. A
+    section here is a table of the file (`[server]`), a setting a key in it. An unknown key is an error with
+    file and line.
+"""
+SETTINGS_WRITTEN = """
+    **Words** are a list, or in a variable separated by commas or blanks. **Limits** are a table (`defaults
+    = {memory = "1G"}`), or in a variable `memory=1G,pids=64`. A command that reads two sections with a setting of
+    the same name puts the section before the option of the second (`--worker-data`).
+"""
 
 
 def page(title: str, source: str, *parts: str) -> str:
@@ -96,30 +107,18 @@ def _bounds(name: str) -> str:
 
 def settings_page() -> str:
     """Every setting of every program: key, variable, option, default."""
-    introduction = prose("""
-        Read in this order, later ones win: `/etc/kolejka/kolejka.toml`, `~/.config/kolejka/kolejka.toml` (or
-        below `$XDG_CONFIG_HOME`), the file named by `--config`, environment variables, command-line options. A
-        section here is a table of the file (`[server]`), a setting a key in it. An unknown key is an error with
-        file and line.
-    """)
-    parts = [introduction]
+    parts = [prose(SETTINGS_READ)]
     for name, section in Section.SECTIONS.items():
         rows = [
             [
-                f"`{s.name}`", s.help + (f": {_listed(s.choices)}" if s.choices else ""), _KINDS[s.kind], _default(s),
+                f"`{s.name}`", s.help + (f": {_listed(s.choices)}" if s.choices else ""), KINDS[s.kind], default_of(s),
                 f"`{s.variable}`", "none: it is a secret" if s.secret else f"`{s.option}`",
             ]
             for s in section.declared()
         ]  # fmt: skip
         head = ["setting", "meaning", "written as", "default", "variable", "option"]
         parts += [f"## [{name}]", (section.__doc__ or "").strip(), table(head, rows)]
-    closing = prose("""
-        **Words** are a list, or in a variable separated by commas or blanks. **Limits** are a table (`defaults
-        = {memory = "1G"}`), or in a variable `memory=1G,pids=64`. Sizes and times are written as in the
-        [reference of limits](limits.md). A command that reads two sections with a setting of the same name puts
-        the section before the option of the second (`--worker-data`).
-    """)
-    parts.append(closing)
+    parts.append(prose(f"{SETTINGS_WRITTEN} Sizes and times are written as in the [reference of limits](limits.md)."))
     return page("Settings", "kolejka/common/settings.py", *parts)
 
 
@@ -131,7 +130,8 @@ _MACHINE_DEPENDENT = {
 }
 
 
-def _default(s: Setting) -> str:
+def default_of(s: Setting) -> str:
+    """The default, the same on every machine."""
     if (s.section, s.name) in _MACHINE_DEPENDENT:
         return _MACHINE_DEPENDENT[s.section, s.name]
     words = s.shown_default.split(",") if s.kind in {"limits", "words"} else [s.shown_default]
@@ -206,18 +206,24 @@ def _figures() -> list[list[str]]:
     return rows
 
 
-def exit_status_page() -> str:
-    """What a command ends with: the table in the module that decides it."""
+def exit_statuses() -> tuple[list[tuple[str, str]], str]:
+    """The table in the module that decides them, and what stands below it."""
     lines = (exits.__doc__ or "").strip().replace("``", "`").splitlines()
     marks = [number for number, line in enumerate(lines) if line.startswith("===")]
     column = lines[marks[0]].rindex(" ") + 1
-    rows = [[line[:column].strip(), line[column:].strip()] for line in lines[marks[1] + 1 : marks[2]]]
+    rows = [(line[:column].strip(), line[column:].strip()) for line in lines[marks[1] + 1 : marks[2]]]
+    return rows, " ".join(" ".join(lines[marks[2] + 1 :]).split())
+
+
+def exit_status_page() -> str:
+    """What a command ends with."""
+    rows, others = exit_statuses()
     return page(
         "Exit statuses",
         "kolejka/cli/exits.py",
         "`kolejka-client execute`, `kolejka-client result get` and `kolejka-worker execute` end as the task did:",
         table(["the task", "exit status"], rows),
-        prose(" ".join(lines[marks[2] + 1 :])),
+        prose(others),
     )
 
 

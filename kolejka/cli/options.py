@@ -19,9 +19,20 @@ from kolejka.cli.exits import INTERRUPTED, error_status
 from kolejka.common import logs
 from kolejka.common.errors import InputError, KolejkaError
 from kolejka.common.limits import LIMITS, Limits, Unit
-from kolejka.common.settings import LogSettings, Section
+from kolejka.common.settings import LogSettings, Section, Setting
 
 Command = Callable[..., Any]
+
+
+class SettingOption(click.Option):
+    """An option for a setting."""
+
+    def __init__(self, *args: Any, setting: Setting, **words: Any) -> None:
+        self.setting = setting
+        text = f"{setting.help} [{setting.variable}; default: {setting.shown_default or 'none'}]"
+        # A flag alone is a flag that is set.
+        more: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if setting.kind == "flag" else {}
+        super().__init__(*args, **{"default": None, "help": text, **more, **words})
 
 
 def settings_options(*sections: type[Section], without: Sequence[str] = ()) -> Callable[[Command], Command]:
@@ -48,7 +59,7 @@ def settings_options(*sections: type[Section], without: Sequence[str] = ()) -> C
             return command(*args, **loaded, **given)
 
         decorated: Command = wrapped
-        entries: list[tuple[str, str, str, bool]] = []
+        entries: list[tuple[str, str, Setting]] = []
         for section in everything:
             for s in section.declared():
                 if s.name in without or s.secret:  # secrets come by file or environment: a command line is public
@@ -60,13 +71,9 @@ def settings_options(*sections: type[Section], without: Sequence[str] = ()) -> C
                 else:
                     taken.add(s.name)
                 plan.append((section, s.name, parameter))
-                text = f"{s.help} [{s.variable}; default: {s.shown_default or 'none'}]"
-                entries.append(("--" + parameter.replace("_", "-"), parameter, text, s.kind == "flag"))
-        for option, parameter, text, flag in reversed(entries):
-            more: dict[str, Any] = (
-                {"is_flag": False, "flag_value": "true"} if flag else {}
-            )  # a flag alone is a flag that is set
-            decorated = click.option(option, parameter, default=None, help=text, **more)(decorated)
+                entries.append(("--" + parameter.replace("_", "-"), parameter, s))
+        for option, parameter, s in reversed(entries):
+            decorated = click.option(option, parameter, cls=SettingOption, setting=s)(decorated)
         return click.option("--config", default=None, help="configuration file to read beside the usual ones")(
             decorated
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,26 @@ def test_the_same_tree_gives_the_same_bytes(debs: Path, tmp_path: Path) -> None:
     again = build(tmp_path / "again")
     assert (again / "SHA256SUMS").read_text() == (debs / "SHA256SUMS").read_text()
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=debs, check=True)
+
+
+@pytest.mark.needs("lintian")
+def test_lintian_finds_nothing(debs: Path) -> None:
+    command = ["lintian", "--fail-on", "error,warning", "--tag-display-limit", "0", *sorted(debs.glob("*.deb"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = [line for line in done.stdout.splitlines() if line.startswith(("E:", "W:"))]
+    assert (found, done.returncode) == ([], 0)
+
+
+def test_every_command_and_the_settings_file_have_their_manual_page(debs: Path) -> None:
+    for path in debs.glob("*.deb"):
+        listed = subprocess.run(["dpkg-deb", "--contents", path], capture_output=True, text=True, check=True).stdout
+        files = {line.split()[5].removeprefix(".") for line in listed.splitlines()}
+        commands = {name.rpartition("/")[2] for name in files if re.fullmatch("/usr/bin/[^/]+", name)}
+        assert {name for name in files if name.startswith("/usr/share/man/man1/k")} == {
+            f"/usr/share/man/man1/{name}.1.gz" for name in commands
+        }
+        assert ("/usr/share/man/man5/kolejka.toml.5.gz" in files) == ("/etc/kolejka/kolejka.toml" in files)
+        assert not [name for name in files if "__pycache__" in name]
 
 
 def test_they_install_where_no_systemd_runs(debs: Path) -> None:
