@@ -50,7 +50,7 @@ deb: $(VENV)/installed-dev ## Debian packages of this tree, for this Debian rele
 	$(BIN)/python -m tools.deb dist/deb
 
 test-deb: setup ## build them, then install, use, upgrade, remove and purge them on a whole Debian (about three minutes)
-	@tools/packages dh lintian mmdebstrap systemd-nspawn
+	@tools/packages dh lintian mmdebstrap systemd-nspawn buildah
 	$(PYTEST) -v tests/packages
 
 bench-accuracy: setup ## measure the measurement: figures of results against ground truth (bench-accuracy.json)

@@ -27,6 +27,7 @@ from hypothesis import settings
 
 from tests.neighbours import leaks, needs
 from tests.neighbours.docker import IMAGES, Docker
+from tests.neighbours.podman import Podman
 from tests.neighbours.postgres import Postgres
 from tests.neighbours.rootfs import write_busybox_tar
 from tests.neighbours.s3 import S3
@@ -158,6 +159,23 @@ def docker(request: pytest.FixtureRequest) -> Iterator[Docker]:
         _lack("docker", reason)
     tar = request.getfixturevalue("busybox_root_tar")
     engine = Docker()
+    try:
+        engine.start()
+        for tag in IMAGES:
+            engine.import_image(tar, tag)
+        yield engine
+    finally:
+        request.config.stash[_LEFT] += [f"container {name}" for name in engine.stop()]
+
+
+@pytest.fixture(scope="session")
+def podman(request: pytest.FixtureRequest) -> Iterator[Podman]:
+    """A private Podman service with the same images."""
+    reason = needs.lacking("podman")
+    if reason:
+        _lack("podman", reason)
+    tar = request.getfixturevalue("busybox_root_tar")
+    engine = Podman()
     try:
         engine.start()
         for tag in IMAGES:

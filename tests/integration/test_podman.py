@@ -27,17 +27,6 @@ Execute = Callable[..., tuple[Result, Path]]
 
 
 @pytest.fixture(scope="module")
-def podman(busybox_root_tar: Path) -> Iterator[Podman]:
-    engine = Podman()
-    try:
-        engine.start()
-        engine.import_image(busybox_root_tar, "kolejka/busybox:latest")
-        yield engine
-    finally:
-        assert engine.stop() == [], "containers were left behind"
-
-
-@pytest.fixture(scope="module")
 def tools(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tools]:
     data = tmp_path_factory.mktemp("data")
     registry = access.connect(cgroup=f"kolejka-test-{os.getpid()}-podman")

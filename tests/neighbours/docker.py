@@ -71,6 +71,11 @@ class Docker:
         """The daemon's address."""
         return f"unix://{self.socket}"
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables with which the engine's own commands work on it."""
+        return {"DOCKER_HOST": self.url}
+
     def start(self) -> None:
         """Start containerd and the daemon, and wait until it answers."""
         (self.folder / "run").mkdir(mode=0o711)

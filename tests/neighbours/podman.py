@@ -42,13 +42,10 @@ class Podman(Docker):
         self._service: Program | None = None
         self._had_group = bool(_groups())
 
-    def start(self) -> None:
-        """Start the service and wait until it answers."""
-        for name, text in (("containers.conf", _CONFIG), ("storage.conf", _STORAGE)):
-            (self.folder / name).write_text(text.format(folder=self.folder), encoding="utf-8")
-        for name in ("tmp", "run"):
-            (self.folder / name).mkdir()
-        environment = {
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables with which Podman's and Buildah's own commands work on its storage."""
+        return {
             "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin",
             "KOLEJKA_TEST_SESSION": os.environ.get("KOLEJKA_TEST_SESSION", ""),
             "CONTAINERS_CONF": f"{self.folder}/containers.conf",
@@ -56,8 +53,15 @@ class Podman(Docker):
             "XDG_RUNTIME_DIR": f"{self.folder}/run",
             "HOME": f"{self.folder}",
         }
+
+    def start(self) -> None:
+        """Start the service and wait until it answers."""
+        for name, text in (("containers.conf", _CONFIG), ("storage.conf", _STORAGE)):
+            (self.folder / name).write_text(text.format(folder=self.folder), encoding="utf-8")
+        for name in ("tmp", "run"):
+            (self.folder / name).mkdir()
         command = [find("podman") or "", "--log-level=warn", "system", "service", "--time=0", self.url]
-        self._service = Program("podman", command, self.folder / "podman.log", environment)
+        self._service = Program("podman", command, self.folder / "podman.log", self.environment)
         self._service.wait_ready(self._answers, 60)
 
     def stop(self) -> list[str]:

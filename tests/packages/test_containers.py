@@ -1,4 +1,4 @@
-"""``Containerfile``: a server and a foreman in containers of an engine of the tests' own, and a task through both."""
+"""``Containerfile``: a server and a foreman in containers of engines of the tests' own, and a task through both."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ from tests.neighbours.cluster import PROGRAMS, free_port
 from tests.neighbours.docker import Docker
 from tests.neighbours.guest import PROJECT, built_root
 from tests.neighbours.needs import find
+from tests.neighbours.podman import Podman
 from tests.support import wait_until
 
-pytestmark = pytest.mark.needs("nspawn", "debhelper", "docker")
+pytestmark = pytest.mark.needs("nspawn", "debhelper")
 
 BASE = "kolejka/debian:latest"
 _FOREMAN = (PROJECT / "docs/containers.md").read_text(encoding="utf-8").partition("## The foreman")[2]
@@ -40,36 +42,65 @@ def answers(port: int) -> bool:
 
 
 class Engine:
-    """Commands of the engine's client, against the private daemon."""
+    """Commands of an engine's client, against the private daemon or storage; ``name`` is the command's."""
 
-    def __init__(self, daemon: Docker) -> None:
-        self._daemon = daemon
+    def __init__(self, name: str, daemon: Docker) -> None:
+        self.name = name
+        self._environment = {**os.environ, **daemon.environment, "DOCKER_BUILDKIT": "0"}
 
     def run(self, *words: str | os.PathLike[str], status: int | None = 0) -> str:
-        environment = {**os.environ, "DOCKER_HOST": self._daemon.url, "DOCKER_BUILDKIT": "0"}
-        command = [find("docker") or "", *(os.fspath(word) for word in words)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        command = [find(self.name) or "", *(os.fspath(word) for word in words)]
+        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)
         assert status is None or done.returncode == status, f"{' '.join(command)}:\n{done.stdout}{done.stderr}"
         return done.stdout
 
+    @property
+    def privileges(self) -> list[str]:
+        """What the page says that a foreman needs, in this engine's words."""
+        return [ENGINES[self.name].privileges.get(word, word) for word in PRIVILEGES]
+
 
 @pytest.fixture(scope="module")
-def engine(debs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A root file system of this Debian release, as an archive."""
+    tar = tmp_path_factory.mktemp("base") / "base.tar"
+    subprocess.run(["tar", "--numeric-owner", "-C", built_root(), "-cf", tar, "."], check=True)
+    yield tar
+    tar.unlink()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An engine, and the commands that build the images of server and foreman for it."""
+
+    daemon: type[Docker]
+    builders: tuple[str, str]
+    privileges: Mapping[str, str] = field(default_factory=dict)
+    """other words than Docker's"""
+
+
+ENGINES = {
+    "docker": Kind(Docker, ("docker", "docker")),
+    # One builder each, as both work on the same storage.
+    "podman": Kind(Podman, ("podman", "buildah"), {"systempaths=unconfined": "unmask=ALL"}),
+}
+CASES = [pytest.param(name, marks=pytest.mark.needs(*{name, *kind.builders})) for name, kind in ENGINES.items()]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def engine(request: pytest.FixtureRequest, base: Path, debs: Path) -> Iterator[Engine]:
     """An engine with the images of server and foreman."""
-    daemon = Docker()
+    kind = ENGINES[request.param]
+    daemon = kind.daemon()
     try:
         daemon.start()
-        tar = tmp_path_factory.mktemp("base") / "base.tar"
-        subprocess.run(["tar", "--numeric-owner", "-C", built_root(), "-cf", tar, "."], check=True)
-        daemon.import_image(tar, BASE)
-        tar.unlink()
-        client = Engine(daemon)
-        for target in ("server", "foreman"):
-            client.run(
+        daemon.import_image(base, BASE)
+        for target, builder in zip(("server", "foreman"), kind.builders, strict=True):
+            Engine(builder, daemon).run(
                 "build", "--network", "none", "--build-arg", f"BASE={BASE}", "--file", PROJECT / "Containerfile",
                 "--target", target, "--tag", f"kolejka-{target}", debs,
             )  # fmt: skip
-        yield client
+        yield Engine(request.param, daemon)
     finally:
         assert daemon.stop() == [], "containers were left behind"
 
@@ -92,7 +123,7 @@ def test_a_task_goes_through_a_server_and_a_foreman_in_containers(engine: Engine
         secret.touch(mode=0o600)
         secret.write_text(admin.create_token("lab-01", role="node")["token"], encoding="ascii")
         engine.run(
-            "run", "--detach", "--name", "foreman", "--network", "host", "--cgroupns", "private", *PRIVILEGES,
+            "run", "--detach", "--name", "foreman", "--network", "host", "--cgroupns", "private", *engine.privileges,
             "--env", f"KOLEJKA_CLIENT_SERVER={url}", "--env", "KOLEJKA_FOREMAN_NAME=lab-01",
             "--env", "KOLEJKA_CLIENT_TOKEN_FILE=/run/token", "--volume", f"{secret}:/run/token:ro",
             "--volume", "node:/var/lib/kolejka", "kolejka-foreman",

@@ -52,6 +52,7 @@ LABEL: Final = "kolejka.run"
 _API_TIMEOUT_S: Final = 300
 _STOPPING: Final = ("is not running", "container state improper")
 """what Docker and Podman say when they fail to kill a container because it stops by itself at that moment"""
+_ROOTLESS: Final = "it runs without root, and so has no users to give to payloads"
 
 
 MASKED: Final = (
@@ -155,17 +156,22 @@ class Docker:
         _ = self.client, self._init
 
     def check(self) -> Sequence[Check]:
-        """Whether an engine answers."""
+        """Whether an engine answers that can hold payloads."""
         try:
             version = self.client.version()
         except KolejkaError as error:
             return [Check("container engine", False, error.message, "systemctl start docker")]
-        return [Check("container engine", True, f"version {version.get('Version')} answers")]
+        if self._rootless:
+            return [Check("container engine", False, _ROOTLESS, "systemctl start docker, or podman.socket")]
+        kind = "Podman" if self._is_podman else "version"
+        return [Check("container engine", True, f"{kind} {version.get('Version')} answers")]
 
     def start(self, run: Run) -> DockerTask:
         """Create and start the container, and hold the payload in it."""
         import docker.errors
 
+        if self._rootless:
+            raise NodeError(f"the container engine cannot be used: {_ROOTLESS}")
         if run.gpus and self._is_podman:  # it ignores the API's device requests
             raise NodeError(
                 "Podman gives no GPUs by Docker's API; run it on Docker, or in the sandbox", field="limits.gpus"
@@ -254,6 +260,15 @@ class Docker:
         return Path(driver["Data"]["UpperDir"])
 
     @cached_property
+    def _about(self) -> dict[str, Any]:
+        about: dict[str, Any] = self.client.info()
+        return about
+
+    @property
+    def _rootless(self) -> bool:
+        return any("rootless" in str(word) for word in self._about.get("SecurityOptions") or [])
+
+    @cached_property
     def _is_podman(self) -> bool:
         parts = self.client.version().get("Components") or []
         return any("podman" in str(part.get("Name")).lower() for part in parts)
@@ -281,8 +296,7 @@ class Docker:
     @cached_property
     def _layered(self) -> bool:
         """Whether the writable layer of a container is a folder that we can weigh."""
-        about = self.client.info()
-        return about.get("Driver") in {"overlay2", "overlay", "fuse-overlayfs"} and os.geteuid() == 0
+        return self._about.get("Driver") in {"overlay2", "overlay", "fuse-overlayfs"} and os.geteuid() == 0
 
     def sweep(self, name: str) -> None:
         """Remove the container of that name, if there is an engine and one is left."""

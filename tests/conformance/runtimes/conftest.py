@@ -23,6 +23,7 @@ from kolejka.worker.runtimes.docker import Docker
 from kolejka.worker.runtimes.fake import Fake
 from kolejka.worker.runtimes.sandbox import Sandbox
 from kolejka.worker.watch import Orders
+from tests.neighbours.docker import Docker as DockerEngine
 from tests.neighbours.nvml import Card, Driver
 
 IMAGE = "kolejka/busybox:latest"
@@ -36,6 +37,7 @@ class Subject:
     name: str
     image: str | None
     isolates: bool
+    engine: DockerEngine | None = None
 
     @property
     def runtime(self) -> Runtime:
@@ -68,15 +70,18 @@ SUBJECTS = [
     pytest.param("sandbox", marks=[NEEDS, pytest.mark.needs("bwrap")]),
     pytest.param("sandbox-image", marks=[NEEDS, pytest.mark.needs("bwrap", "busybox")]),
     pytest.param("docker", marks=[NEEDS, pytest.mark.needs("docker", "busybox")]),
+    pytest.param("podman", marks=[NEEDS, pytest.mark.needs("podman", "busybox")]),
 ]
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "isolating: about what only an isolating runtime can do; the fake is left out")
+    config.addinivalue_line("markers", "gpus: about GPUs, of which Podman's API gives none; it is left out")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items[:] = [item for item in items if not (item.get_closest_marker("isolating") and "[fake" in item.name)]
+    for marker, subject in (("isolating", "[fake"), ("gpus", "[podman")):
+        items[:] = [item for item in items if not (item.get_closest_marker(marker) and subject in item.name)]
 
 
 @pytest.fixture(scope="session")
@@ -109,11 +114,13 @@ def subject(
         sandbox = Sandbox(data)
         sandbox.images.add(IMAGE, request.getfixturevalue("busybox_root_tar"))
         runtimes["sandbox"] = sandbox
-    if name == "docker":
-        runtimes["docker"] = Docker(data, request.getfixturevalue("docker_url"))
+    engine = request.getfixturevalue(name) if name in {"docker", "podman"} else None
+    if engine is not None:
+        runtimes["docker"] = Docker(data, engine.url)
     tools = Tools(settings, runtimes=runtimes, connect=lambda _: sessions)
-    image = IMAGE if name in {"sandbox-image", "docker"} else None
-    yield Subject(tools, name.partition("-")[0], image, isolates=name != "fake")
+    image = IMAGE if engine is not None or name == "sandbox-image" else None
+    runtime = "docker" if engine is not None else name.partition("-")[0]
+    yield Subject(tools, runtime, image, isolates=name != "fake", engine=engine)
     mounts.leave_stage()
 
 
