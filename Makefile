@@ -40,10 +40,10 @@ image: $(VENV)/installed-dev ## the node image: kernel, initrd, squashfs, USB di
 	$(BIN)/python -m image $(if $(ENGINE),--engine $(ENGINE)) $(if $(KERNEL),--kernel $(KERNEL)) $(if $(GPU),--gpu $(GPU)) \
 		$(if $(PACKAGES),--packages '$(PACKAGES)')
 
-IMAGE_TESTS := mmdebstrap mksquashfs mke2fs qemu-system-x86_64 sfdisk mcopy xorriso OVMF ipxe ssh
+IMAGE_TESTS := mmdebstrap mksquashfs mke2fs qemu-system-x86_64 sfdisk mcopy xorriso OVMF ipxe ipxe.efi dnsmasq cpio ip busybox ssh
 test-image: setup ## boot the node image in every way there is and run tasks on it (half an hour; SELECTION= for less)
 	@tools/packages $(IMAGE_TESTS)
-	KOLEJKA_TEST_REQUIRES='root image' $(PYTEST) -v $(or $(SELECTION),tests/image)
+	KOLEJKA_TEST_REQUIRES='root image netns busybox' $(PYTEST) -v $(or $(SELECTION),tests/image)
 
 deb: $(VENV)/installed-dev ## Debian packages of this tree, for this Debian release: client, server, node (dist/deb)
 	@tools/packages dh

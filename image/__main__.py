@@ -11,7 +11,7 @@ from pathlib import Path
 
 from image import media
 from image.build import TOOLS, BuildError, build, check_tools
-from image.recipe import ENGINES, GPUS, KERNELS, LEVEL, PROJECT, Recipe, commit_epoch, suite, version_of
+from image.recipe import ENGINES, GPUS, KERNELS, LEVEL, PROJECT, Recipe, commit_epoch, suite, version_of, words_of_hook
 
 STORE = PROJECT / "build" / "image"
 
@@ -37,8 +37,8 @@ def main() -> int:
             raise BuildError("no Debian has this Python; make .venv with Python 3.11 or 3.13 (make PYTHON=…)")
         epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or commit_epoch())
         recipe = Recipe(
-            release, words.kernel, words.engine, words.gpu, tuple(words.packages.replace(",", " ").split()),
-            words.level, epoch, words.version or version_of(epoch),
+            release, words.kernel, words.engine, words.gpu, words_of_hook(words.gpu, os.environ),
+            tuple(words.packages.replace(",", " ").split()), words.level, epoch, words.version or version_of(epoch),
         )  # fmt: skip
         check_tools({**TOOLS, **media.TOOLS})
         image = build(recipe, words.store, fresh=words.fresh)

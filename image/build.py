@@ -15,13 +15,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from image import cpio, distributions
-from image.recipe import BASE_EPOCH, EXCLUDED, HERE, KEPT, PROJECT, Recipe, contents_of, tree_files
+from image.recipe import (
+    BASE_EPOCH,
+    ENGINE_SOCKETS,
+    EXCLUDED,
+    HERE,
+    HOOKS,
+    KEPT,
+    PROJECT,
+    Recipe,
+    contents_of,
+    tree_files,
+)
 from kolejka.common.node_image import IMAGE_ID
 
 PREFIX: Final = Path("opt/kolejka")
@@ -118,7 +129,9 @@ def build(recipe: Recipe, store: Path, *, fresh: bool = False) -> Image:
     """
     check_tools()
     packages = distributions.closure(distributions.NODE)
-    key = recipe.key(contents_of(tree_files(), distributions.versions(packages)))
+    hook = _hook(recipe)
+    contents = contents_of(tree_files(), distributions.versions(packages))
+    key = recipe.key(contents if hook is None else contents + hook.read_text(encoding="utf-8"))
     image = Image(store / f"node-{key}")
     if image.folder.is_dir() and not fresh:
         os.utime(image.folder)  # the last used is the last to be removed
@@ -203,10 +216,7 @@ def _assemble(
     (root / "etc/resolv.conf").unlink(missing_ok=True)
     _lay_python(root, packages)
     _lay_files(recipe, root)
-    if recipe.gpu != "none":
-        shutil.copyfile("/etc/resolv.conf", root / "etc/resolv.conf")
-        _chroot(root, "/bin/sh", "-eu", "-s", hook=HERE / "hooks" / recipe.gpu)
-        (root / "etc/resolv.conf").unlink()
+    run_hook(recipe, root)
     _compile(root)
     _take_kernel(recipe, root, built)
     manifest = _manifest(recipe, root, packages)
@@ -219,7 +229,27 @@ def _assemble(
     )  # fmt: skip
 
 
-def _chroot(root: Path, *command: str, hook: Path | None = None, epoch: int = BASE_EPOCH) -> str:
+def _hook(recipe: Recipe) -> Path | None:
+    return None if recipe.gpu == "none" else HOOKS / recipe.gpu
+
+
+def run_hook(recipe: Recipe, root: Path) -> None:
+    """Have a shell in the root read the recipe's hook, with the builder's network. BuildError with its last words."""
+    hook = _hook(recipe)
+    if hook is None:
+        return
+    _say(f"the hook {hook.name} brings what its GPUs need")
+    names = root / "etc/resolv.conf"
+    shutil.copyfile("/etc/resolv.conf", names)
+    try:
+        _chroot(root, "/bin/sh", "-eu", "-s", stdin=hook, more=recipe.gpu_words)
+    finally:
+        names.unlink(missing_ok=True)
+
+
+def _chroot(
+    root: Path, *command: str, stdin: Path | None = None, more: Iterable[str] = (), epoch: int = BASE_EPOCH
+) -> str:
     words = [
         "unshare",
         "--mount",
@@ -236,11 +266,9 @@ def _chroot(root: Path, *command: str, hook: Path | None = None, epoch: int = BA
         "PYTHONHASHSEED=0",
         "DEBIAN_FRONTEND=noninteractive",
     ]
-    if hook is not None:
-        words += [f"{name}={value}" for name, value in os.environ.items() if name.startswith("KOLEJKA_NVIDIA_")]
-    with open(hook or os.devnull, "rb") as given:
+    with open(stdin or os.devnull, "rb") as given:
         done = subprocess.run(
-            [*words, *command], stdin=given, capture_output=True, text=True, errors="replace", check=False
+            [*words, *more, *command], stdin=given, capture_output=True, text=True, errors="replace", check=False
         )
     if done.returncode:
         last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
@@ -333,6 +361,10 @@ def _lay_files(recipe: Recipe, root: Path) -> None:
     (root / "var/lib/kolejka").mkdir(mode=0o711)
     if recipe.engine in ENGINE_DATA:  # the boot script lays another file system there
         (root / ENGINE_DATA[recipe.engine]).mkdir(mode=0o710, exist_ok=True)
+    if recipe.engine in ENGINE_SOCKETS:
+        with (root / "usr/lib/kolejka/defaults.toml").open("a", encoding="utf-8") as defaults:
+            defaults.write(f'[worker]\ndocker = "{ENGINE_SOCKETS[recipe.engine]}"\n')
+        _chroot(root, "systemctl", "--quiet", "enable", "podman.socket")
     _chroot(
         root,
         "useradd",
@@ -373,7 +405,8 @@ def _take_kernel(recipe: Recipe, root: Path, built: Path) -> None:
     version = kernel.name.removeprefix("vmlinuz-")
     _chroot(root, "mkinitramfs", "-o", "/boot/initrd", version, epoch=recipe.epoch)
     shutil.copyfile(kernel, built / "vmlinuz")
-    shutil.copyfile(root / "boot/initrd", built / "initrd")
+    with (built / "initrd").open("wb") as initrd:  # padded: further archives may follow it as they are
+        cpio.append_file(initrd, root / "boot/initrd")
     shutil.copyfile(root / "usr/lib/systemd/boot/efi/systemd-bootx64.efi", built / "bootx64.efi")
 
 

@@ -31,12 +31,17 @@ _ENTRY: Final = "title Kolejka node {version}\nlinux /kolejka/vmlinuz\ninitrd /k
 _IPXE: Final = """\
 #!ipxe
 # A diskless node. Serve this folder by HTTP, and chain here from a script of yours, which says where that is in `base`
-# (it ends with a slash; newer iPXE knows by itself) and words of your own in `kolejka`, such as kolejka.server=https://...
+# (it ends with a slash; newer iPXE knows by itself), words of your own in `kolejka`, such as kolejka.server=https://...,
+# and in `files` the address of a cpio archive with a folder `kolejka`: kolejka.toml, token, ca.pem, authorized_keys.
 isset ${{kolejka}} || set kolejka
 isset ${{base}} || set base ${{cwuri}}
+isset ${{files}} && set more initrd=files || set more
 set root kolejka.from=${{base}} kolejka.image=node.squashfs kolejka.sha256={digest}
-kernel vmlinuz initrd=initrd {words} BOOTIF=01-${{netX/mac:hexhyp}} ${{root}} ${{kolejka}}
+kernel vmlinuz initrd=initrd ${{more}} {words} BOOTIF=01-${{netX/mac:hexhyp}} ${{root}} ${{kolejka}}
 initrd initrd
+isset ${{files}} || goto whole
+initrd --name files ${{files}}
+:whole
 boot
 """
 

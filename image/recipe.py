@@ -11,6 +11,7 @@ import datetime as dt
 import hashlib
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -29,7 +30,11 @@ ENGINES: Final = {
     "docker": ("docker.io", "runc"),
     "podman": ("podman", "crun", "netavark", "aardvark-dns"),
 }
+ENGINE_SOCKETS: Final = {"podman": "unix:///run/podman/podman.sock"}
+"""Where an engine answers, if not where Docker's does."""
+HOOKS: Final = HERE / "hooks"
 GPUS: Final = ("none", "nvidia")
+"""``none``, or a file of ``HOOKS`` that brings a driver."""
 PACKAGES: Final = (
     "systemd", "systemd-sysv", "systemd-resolved", "systemd-timesyncd", "udev", "dbus", "kmod", "procps", "iproute2",
     "ca-certificates", "openssh-server", "sudo", "python3", "busybox-static", "initramfs-tools", "zstd",
@@ -60,6 +65,8 @@ class Recipe:
     kernel: str = "generic"
     engine: str = "none"
     gpu: str = "none"
+    gpu_words: tuple[str, ...] = ()
+    """what the hook of these GPUs is told, as ``NAME=value`` (``words_of_hook``)"""
     packages: tuple[str, ...] = ()
     """Debian packages beside ours: compilers for tasks, firmware, tools of the house."""
     level: int = LEVEL
@@ -80,11 +87,19 @@ class Recipe:
 
     def key(self, contents: str) -> str:
         """The hash of all of it; ``contents`` is that of the tree (``contents_of``)."""
-        return _digest(self.base_key, self.gpu, str(self.level), str(self.epoch), self.version, contents)
+        return _digest(
+            self.base_key, self.gpu, *self.gpu_words, str(self.level), str(self.epoch), self.version, contents
+        )
 
 
 def _digest(*words: str) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+
+def words_of_hook(gpu: str, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """What the builder's environment says to the hook of these GPUs: ``KOLEJKA_NVIDIA_…`` to that of ``nvidia``."""
+    return tuple(f"{name}={value}" for name, value in sorted(environment.items())
+                 if name.startswith(f"KOLEJKA_{gpu.upper()}_"))  # fmt: skip
 
 
 def suite() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from image import media
 from image.build import Image, whole_initrd
-from tests.image.node import HOST, Node, make_key
+from image.recipe import BASE_EPOCH
+from tests.image.node import HOST, Node, keep_consoles, make_key
 from tests.machine.layer import built_image
 from tests.neighbours.cluster import Cluster
 
@@ -28,11 +31,23 @@ def folder() -> Iterator[Path]:
     place.chmod(0o755)
     make_key(place / "id_ed25519")
     yield place
-    kept = Path(__file__).parents[2] / "build/image/consoles"
-    kept.mkdir(parents=True, exist_ok=True)
-    for console in place.glob("*.console"):
-        shutil.copy(console, kept)
+    keep_consoles(place, Path(__file__).parents[2] / "build/image/consoles")
     shutil.rmtree(place)
+
+
+@pytest.fixture(scope="session")
+def published(image: Image, folder: Path) -> Path:
+    """What ``make image`` publishes."""
+    place = folder / "published"
+    media.write_media(image, place, version="0.0.tests", epoch=BASE_EPOCH)
+    return place
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A web server's hand that writes no log."""
+
+    def log_message(self, format: str, *words: object) -> None:
+        """Say nothing."""
 
 
 @pytest.fixture(scope="session")
@@ -66,12 +81,12 @@ def initrd(image: Image, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def boot(image: Image, folder: Path) -> Iterator[Callable[[str, Sequence[str]], Node]]:
-    """Boot a node from media; the module's nodes are killed after it."""
+def boot(image: Image, folder: Path) -> Iterator[Callable[..., Node]]:
+    """Boot a node from media, with words for ``Node``; the module's nodes are killed after it."""
     nodes: list[Node] = []
 
-    def start(name: str, media: Sequence[str]) -> Node:
-        nodes.append(Node(name, image, folder, media))
+    def start(name: str, media: Sequence[str], **words: str) -> Node:
+        nodes.append(Node(name, image, folder, media, **words))
         return nodes[-1]
 
     yield start

@@ -12,8 +12,8 @@ from tests.neighbours.certificates import Certificate
 
 
 @contextlib.contextmanager
-def tls_before(port: int, certificate: Certificate) -> Iterator[int]:
-    """Serve the loopback's ``port`` by TLS; the port of that."""
+def tls_before(port: int, certificate: Certificate, host: str = "127.0.0.1", at: int = 0) -> Iterator[int]:
+    """Serve the loopback's ``port`` by TLS on ``host``, port ``at``, or any; the port of that."""
     loop = asyncio.new_event_loop()
     words = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     words.load_cert_chain(certificate.chain, certificate.key)
@@ -22,7 +22,7 @@ def tls_before(port: int, certificate: Certificate) -> Iterator[int]:
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
         await asyncio.gather(_pass(reader, inner_writer), _pass(inner_reader, writer))
 
-    served = loop.run_until_complete(asyncio.start_server(answer, "127.0.0.1", 0, ssl=words))
+    served = loop.run_until_complete(asyncio.start_server(answer, host, at, ssl=words))
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:

@@ -176,11 +176,14 @@ def _s3() -> str:
 
 def _image() -> str:
     """What the node image is built and booted with."""
-    tools = ("mmdebstrap", "mksquashfs", "mke2fs", "sfdisk", "mcopy", "xorriso", "qemu-system-x86_64", "ssh")
+    tools = ("mmdebstrap", "mksquashfs", "mke2fs", "sfdisk", "mcopy", "xorriso", "qemu-system-x86_64", "ssh",
+             "dnsmasq", "cpio")  # fmt: skip
     lacking = [name for name in tools if find(name) is None]
     if lacking:
         return f"there is no program {lacking[0]}"
-    return _root() or ("" if Path("/usr/share/OVMF/OVMF_CODE_4M.fd").exists() else "there is no OVMF")
+    files = {"/usr/share/OVMF/OVMF_CODE_4M.fd": "OVMF", "/usr/lib/ipxe/ipxe.efi": "iPXE"}
+    absent = [f"there is no {name}" for path, name in files.items() if not Path(path).exists()]
+    return _root() or "".join(absent[:1])
 
 
 def _registry() -> str:

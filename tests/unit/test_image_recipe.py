@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from image import cpio, distributions, media, recipe
-from image.build import FORGOTTEN, MASKED, Image
+from image.build import FORGOTTEN, MASKED, BuildError, Image, run_hook
 from image.recipe import Recipe
+from tests.neighbours.rootfs import write_busybox_tar
 
 PLAIN = Recipe("bookworm")
 
@@ -21,6 +23,7 @@ PLAIN = Recipe("bookworm")
         Recipe("trixie"), Recipe("bookworm", kernel="cloud"), Recipe("bookworm", engine="docker"),
         Recipe("bookworm", packages=("gcc",)), Recipe("bookworm", gpu="nvidia"), Recipe("bookworm", level=3),
         Recipe("bookworm", epoch=1), Recipe("bookworm", version="1"),
+        Recipe("bookworm", gpu="nvidia", gpu_words=("KOLEJKA_NVIDIA_SOURCE=deb x",)),
     ],
 )  # fmt: skip
 def test_whatever_differs_is_built_anew(other: Recipe) -> None:
@@ -52,6 +55,54 @@ def test_nothing_of_a_machine_or_a_builder_stays_in_an_image() -> None:
     for secret in ("etc/machine-id", "etc/ssh/ssh_host_*", "var/lib/systemd/random-seed", "etc/apt/sources.list"):
         assert secret in FORGOTTEN
     assert {"apt-daily.timer", "swap.target"} <= set(MASKED)
+
+
+def test_a_hook_is_told_what_is_meant_for_it_and_another_word_is_another_image() -> None:
+    said = {"KOLEJKA_NVIDIA_SOURCE": "deb x y", "KOLEJKA_NVIDIA_A": "1", "KOLEJKA_CLIENT_TOKEN": "klj", "HOME": "/"}
+    words = recipe.words_of_hook("nvidia", said)
+    assert words == ("KOLEJKA_NVIDIA_A=1", "KOLEJKA_NVIDIA_SOURCE=deb x y")
+    assert recipe.words_of_hook("none", said) == ()
+    one = Recipe("bookworm", gpu="nvidia", gpu_words=words)
+    assert one.key("x") != Recipe("bookworm", gpu="nvidia", gpu_words=words[:1]).key("x")
+    assert set(recipe.GPUS) == {"none", *(path.name for path in recipe.HOOKS.iterdir())}
+
+
+@pytest.fixture
+def small_root(tmp_path: Path) -> Path:
+    """A root file system with a shell."""
+    root = tmp_path / "root"
+    with tarfile.open(write_busybox_tar(tmp_path / "root.tar")) as archive:
+        archive.extractall(root, filter="fully_trusted")
+    (root / "usr/bin/env").symlink_to("/bin/env")
+    return root
+
+
+@pytest.mark.needs("root", "busybox")
+def test_a_hook_runs_in_the_image_with_names_of_hosts_and_its_own_words(
+    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("image.build.HOOKS", tmp_path)
+    monkeypatch.setenv("KOLEJKA_CLIENT_TOKEN", "klj_secret")
+    (tmp_path / "nvidia").write_text('test -f /etc/resolv.conf\n{ echo "$KOLEJKA_NVIDIA_SOURCE"; env; } > /told\n')
+    house = Recipe("bookworm", gpu="nvidia", gpu_words=("KOLEJKA_NVIDIA_SOURCE=deb x y",))
+    run_hook(house, small_root)
+    told = (small_root / "told").read_text()
+    assert told.startswith("deb x y\n")
+    assert "klj_secret" not in told
+    assert not (small_root / "etc/resolv.conf").exists()
+    run_hook(PLAIN, small_root)
+    assert (small_root / "told").read_text() == told, "no hook, no change"
+    (tmp_path / "nvidia").write_text("echo the source does not answer >&2\nfalse\ntouch /later\n")
+    with pytest.raises(BuildError, match="the source does not answer"):
+        run_hook(house, small_root)
+    assert not (small_root / "later").exists()
+    assert not (small_root / "etc/resolv.conf").exists()
+
+
+@pytest.mark.needs("root", "busybox")
+def test_our_hook_says_what_it_lacks(small_root: Path) -> None:
+    with pytest.raises(BuildError, match="GPU=nvidia needs KOLEJKA_NVIDIA_SOURCE, a package source"):
+        run_hook(Recipe("bookworm", gpu="nvidia"), small_root)
 
 
 @pytest.mark.needs("busybox")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.image.node import keep_consoles
 from tests.machine.boot import Machine, conclude
 
 XML = """<?xml version="1.0"?><testsuites><testsuite name="pytest" errors="0" failures="1" skipped="1" tests="3">
@@ -64,3 +65,13 @@ def test_a_machine_without_a_report_shows_the_end_of_its_console(
         write_report(machine, pytest_log="half")
     assert conclude(machine) == 125
     assert "Kernel panic" in capsys.readouterr().out
+
+
+def test_what_booted_nodes_said_is_kept_and_nothing_else_of_theirs(tmp_path: Path) -> None:
+    place, kept = tmp_path / "place", tmp_path / "build/consoles"
+    place.mkdir()
+    (place / "alpha.console").write_text("Kernel panic")
+    (place / "credential-kolejka.token").write_text("klj_secret")
+    keep_consoles(place, kept)
+    keep_consoles(place, kept)
+    assert {path.name: path.read_text() for path in kept.iterdir()} == {"alpha.console": "Kernel panic"}
