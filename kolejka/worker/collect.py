@@ -25,6 +25,8 @@ from kolejka.common.result import RESULT_FILE, ResultFile
 from kolejka.common.task import Collect
 from kolejka.worker.trees import MAX_DEPTH, Entry, walk
 
+MAX_PATH: Final = 3072
+"""Bytes of the longest name in a result, so that it is a path wherever the result's folder may lie."""
 MAX_SKIPPED: Final = 1000
 MAX_SKIPPED_BYTES: Final = 1 << 19
 MAX_MANIFEST_BYTES: Final = 6 << 20
@@ -46,6 +48,8 @@ class Collection:
     """What was brought back, and what was not and why."""
 
     manifest: dict[str, ResultFile] = field(default_factory=dict)
+    folders: set[str] = field(default_factory=set)
+    """those that hold a file of the result"""
     skipped: dict[str, str] = field(default_factory=dict)
     skipped_more: int = 0
     skipped_bytes: int = 0
@@ -72,27 +76,62 @@ def pattern(glob: str) -> re.Pattern[str]:
     """A glob as a regular expression over whole names: ``*`` and ``?`` stay in a folder, ``**`` crosses folders.
 
     ``**/`` matches no folder as well; a glob that names a folder matches all below it.
+
+    A name is matched in time that grows with its length alone, whatever the glob: of several wildcards each may end as
+    early as what stands behind it allows, because the next can take what that leaves over, and so only the last of its
+    kind is tried in more than one way. The others are atomic groups.
     """
-    text, at = "", 0
-    while at < len(glob):
-        if glob.startswith("**/", at) and (at == 0 or glob[at - 1] == "/"):
-            text, at = text + "(?:.*/)?", at + 3
-        elif glob.startswith("**", at):
-            text, at = text + ".*", at + 2
-        elif glob[at] == "*":
-            text, at = text + "[^/]*", at + 1
-        elif glob[at] == "?":
-            text, at = text + "[^/]", at + 1
-        elif glob[at] == "[" and (end := glob.find("]", at + 2)) > 0:
-            inner = glob[at + 1 : end].replace("\\", "\\\\").replace("[", "\\[")
-            inner = "^" + inner[1:] if inner[0] == "!" else inner
-            text, at = f"{text}(?!/)[{inner}]", end + 1
-        else:
-            text, at = text + re.escape(glob[at]), at + 1
     try:
-        return re.compile(f"(?s:{text.rstrip('/')}(?:/.*)?)\\Z")
+        return re.compile(f"(?s:{_sequence(list(_tokens(glob)))}(?:/.*)?)\\Z")
     except re.error:
         return re.compile(f"(?s:{re.escape(glob)}(?:/.*)?)\\Z")
+
+
+_ANY: Final = "[^/]*?"
+_ACROSS: Final = (".*?", "(?:.*?/)??")
+
+
+def _tokens(glob: str) -> Iterator[str]:
+    """The wildcards of a glob and what stands between them, as regular expressions."""
+    fixed, at = "", 0
+    end = len(glob.rstrip("/"))
+    while at < end:
+        wildcard, length = "", 1
+        if glob.startswith("**/", at) and (at == 0 or glob[at - 1] == "/"):
+            wildcard, length = _ACROSS[1], 3
+        elif glob.startswith("**", at):
+            wildcard, length = _ACROSS[0], 2
+        elif glob[at] == "*":
+            wildcard = _ANY
+        elif glob[at] == "?":
+            fixed += "[^/]"
+        elif glob[at] == "[" and (close := glob.find("]", at + 2)) > 0:
+            inner = glob[at + 1 : close].replace("\\", "\\\\").replace("[", "\\[")
+            inner = "^" + inner[1:] if inner[0] == "!" else inner
+            fixed, length = f"{fixed}(?!/)[{inner}]", close + 1 - at
+        else:
+            fixed += re.escape(glob[at])
+        if wildcard:
+            yield fixed
+            yield wildcard
+            fixed = ""
+        at += length
+    yield fixed
+
+
+def _sequence(tokens: Sequence[str]) -> str:
+    """Tokens one after the other. All but the last ``**``, and all but the last ``*`` behind it, are atomic groups."""
+    wildcards, fixed = tokens[1::2], tokens[2::2]
+    last_across = max((at for at, wildcard in enumerate(wildcards) if wildcard in _ACROSS), default=-1)
+    text, close = tokens[0], ""
+    for at, (wildcard, behind) in enumerate(zip(wildcards, fixed, strict=True)):
+        if wildcard in _ACROSS:
+            text += close
+            opening, close = ("(?>", ")") if at < last_across else ("", "")
+            text += opening + wildcard + behind
+        else:
+            text += wildcard + behind if at == len(wildcards) - 1 else f"(?>{wildcard}{behind})"
+    return text
 
 
 def result_name(rule: Collect, name: str) -> str:
@@ -131,6 +170,8 @@ def collect(
     if not rules:
         return found
     taken = {RESULT_FILE: "the result's own file", **(taken or {})}
+    for name in taken:
+        found.folders.update(_folders(name))
     folder = workspace.stat()
     left = max_size
     for entry in walk(workspace):
@@ -148,6 +189,7 @@ def collect(
             if reason is not None:
                 found.skip(name, reason)
                 continue
+            found.folders.update(_folders(target))
             found.manifest_bytes += 2 * spelled(target) + _ENTRY_BYTES  # a name stands in files and in manifest
             try:
                 found.manifest[target] = _bring(entry, result, target)
@@ -178,14 +220,23 @@ def _objection(
         return f"its name {target!r} is taken by {taken[target]}"
     if target in found.manifest:
         return f"its name {target!r} is taken by another collected file"
-    parents = ["/".join(target.split("/")[:depth]) for depth in range(1, target.count("/") + 1)]
-    if any(parent in taken or parent in found.manifest for parent in parents):
+    if any(folder in taken or folder in found.manifest for folder in _folders(target)):
         return f"its name {target!r} lies below a file"
+    if target in found.folders:
+        return f"its name {target!r} is that of a folder in the result"
     try:
         check_name(target)
     except InputError as error:
         return error.message
+    if len(os.fsencode(target)) > MAX_PATH:
+        return f"its path has more than {MAX_PATH} bytes"
     return None
+
+
+def _folders(name: str) -> list[str]:
+    """The folders that a file of this name lies in."""
+    parts = name.split("/")
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
 
 
 def _bring(entry: Entry, result: Path, target: str) -> ResultFile:
@@ -203,8 +254,6 @@ def _bring(entry: Entry, result: Path, target: str) -> ResultFile:
         mode = entry.info.st_mode & 0o755 | 0o600
         path = result / target
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise FileExistsError(errno.EEXIST, "a folder has its name", str(path))
         linked = info.st_nlink == 1 and _link(entry, path)
         if linked:
             os.fchown(source, os.geteuid(), os.getegid())

@@ -251,8 +251,11 @@ class ResultFolder:
                     remove_tree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
-def open_output(task: Task, limits: Limits, folder: ResultFolder) -> tuple[Output, int, int]:
-    """Pipes for standard output and error on their way into the result; the payload's ends."""
+def open_output(task: Task, limits: Limits, folder: ResultFolder, uid: int) -> tuple[Output, int, int]:
+    """Pipes for standard output and error on their way into the result; the payload's ends.
+
+    They belong to ``uid``, or whoever opens ``/dev/stdout`` would be told that he may not.
+    """
     limit = limits.get("output")
     streams: list[Stream] = []
 
@@ -261,6 +264,8 @@ def open_output(task: Task, limits: Limits, folder: ResultFolder) -> tuple[Outpu
             return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         source, sink = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(source, False)
+        if os.geteuid() == 0:
+            os.fchown(sink, uid, uid)
         streams.append(Stream(names, source, folder.create(file) if file is not None else None))
         return sink
 
@@ -300,7 +305,7 @@ def run_held(
                 os.close(ends.pop())
 
         stack.callback(close_ends)
-        output, stdout, stderr = open_output(task, limits, folder)
+        output, stdout, stderr = open_output(task, limits, folder, run.uid)
         stack.callback(output.close)
         ends += [stdout, stderr]
 

@@ -32,12 +32,14 @@ def limits(words: dict[str, str]) -> Limits:
 @pytest.mark.parametrize("source", PROGRAMS, ids=lambda source: source.stem)
 def test_a_hostile_program_gets_its_verdict(execute: Execute, compiled: Path, source: Path) -> None:
     words = header(source)
+    rule = {"glob": words.get("collect"), "exclude": ["program"], "strip": int(words.get("strip", 0))}
+    collect = [rule] if "collect" in words else None
     done = execute(
         ["./program"],
         local={"program": (compiled / source.stem).read_bytes()},
         files={"program": {"path": "program", "executable": True}},
         limits=limits(words).to_json(),
-        collect=[{"glob": words["collect"], "exclude": ["program"]}] if "collect" in words else None,
+        collect=collect,
     )
     outcome, _, rest = words["verdict"].partition(" ")
     assert done.result.outcome == outcome, done.result

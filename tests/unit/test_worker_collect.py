@@ -7,6 +7,8 @@ import socket
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from kolejka.common.errors import NodeError
 from kolejka.common.files import hash_file
@@ -53,6 +55,32 @@ EVERYTHING = [Collect("**")]
 def test_globs(glob: str, yes: list[str], no: list[str]) -> None:
     assert [name for name in yes if not pattern(glob).match(name)] == []
     assert [name for name in no if pattern(glob).match(name)] == []
+
+
+def matches(glob: str, name: str) -> bool:
+    """What globs mean, without regard to what that costs."""
+    if not glob.rstrip("/"):
+        return not name or name.startswith("/")
+    if glob.startswith("**"):
+        return any(matches(glob[2:], name[at:]) for at in range(len(name) + 1))
+    if glob[0] == "*":
+        return matches(glob[1:], name) or (name[:1] not in {"", "/"} and matches(glob, name[1:]))
+    return (name[:1] == glob[0] or (glob[0] == "?" and name[:1] not in {"", "/"})) and matches(glob[1:], name[1:])
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b", "/", "?", "*", "**"]), min_size=1, max_size=7).map("".join),
+    st.text("ab/\n", min_size=1, max_size=10),
+)
+def test_a_glob_finds_what_trying_everything_finds(glob: str, name: str) -> None:
+    assume("/**/" not in f"/{glob}")  # that one matches no folder as well
+    assert bool(pattern(glob).match(name)) == matches(glob, name)
+
+
+@pytest.mark.parametrize("glob", ["*a" * 30 + "b", "**a" * 30 + "b", "**/" * 30 + "*a" * 30 + "b", "[!b]*" * 30 + "b"])
+def test_no_glob_takes_longer_than_its_name_is(glob: str) -> None:
+    for name in ("a" * 255, "/".join(["a" * 255] * 15), "a/" * 2000):  # to try all ways would take for ever
+        assert not pattern(glob).match(name)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +138,26 @@ def test_a_file_below_the_name_of_a_file_is_skipped(workspace: Path, result: Pat
     (workspace / "out" / "file").write_text("x")
     found = collect(workspace, EVERYTHING, result, taken={"out": "standard output"})
     assert set(found.skipped) == {"out/file"}
+
+
+def test_a_file_by_the_name_of_a_folder_in_the_result_is_skipped(workspace: Path, result: Path) -> None:
+    for name in ("x/a/b", "y/a", "z/logs"):
+        (workspace / name).parent.mkdir(parents=True)
+        (workspace / name).write_text("x")
+    (result / "logs").mkdir()
+    found = collect(workspace, [Collect("**", strip=1)], result, taken={"logs/out": "standard output"})
+    assert set(found.manifest) == {"a/b"}
+    assert set(found.skipped) == {"y/a", "z/logs"}
+
+
+def test_a_path_that_could_not_be_kept_everywhere_is_skipped(workspace: Path, result: Path) -> None:
+    folder = workspace
+    for _ in range(13):
+        folder = folder / ("ż" * 120)
+        folder.mkdir()
+        (folder / "file").write_text("x")
+    found = collect(workspace, EVERYTHING, result)
+    assert (len(found.manifest), len(found.skipped)) == (12, 1)
 
 
 def test_one_file_may_be_brought_under_two_names(workspace: Path, result: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,10 +27,10 @@ class Started:
         self.program = init.place(folder)
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def __call__(self, *args: str, paths: list[str] | None = None) -> Held:
+    def __call__(self, *args: str, paths: list[str] | None = None, by: Sequence[str] = ()) -> Held:
         ours, theirs = control_socket()
         found = candidates(args, {}) if paths is None else paths
-        command = [str(self.program), str(theirs.fileno()), str(len(found)), *found, *args]
+        command = [*by, str(self.program), str(theirs.fileno()), str(len(found)), *found, *args]
         with theirs:
             self.processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()]))
         held = Held(ours)
@@ -68,6 +68,13 @@ def test_the_payload_waits_until_it_is_released(start: Started, tmp_path: Path) 
 def test_signals_and_codes_are_told_apart(start: Started, tmp_path: Path) -> None:
     assert finish(start("sh", "-c", "exit 137"), tmp_path / "out")[0] == 137 << 8
     assert finish(start("sh", "-c", "kill -9 $$"), tmp_path / "out")[0] == 9
+
+
+def test_the_payload_hears_signals_that_whoever_started_it_does_not(start: Started, tmp_path: Path) -> None:
+    deaf = ["sh", "-c", "trap '' HUP INT USR1 CHLD; exec \"$@\"", "sh"]
+    status, output = finish(start("grep", "Sig[BI]", "/proc/self/status", by=deaf), tmp_path / "out")
+    assert status == 0
+    assert [line.split()[1] for line in output.splitlines()] == ["0" * 16] * 2
 
 
 def test_orphans_are_adopted_and_reaped(start: Started, tmp_path: Path) -> None:

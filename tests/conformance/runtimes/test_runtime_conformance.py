@@ -133,6 +133,12 @@ def test_stdout_and_stderr_go_to_their_files(execute: Execute) -> None:
     assert set(done.result.files) == {"logs/out.txt", "err.txt"}
 
 
+def test_the_streams_can_be_opened_by_their_names(execute: Execute) -> None:
+    script = "echo 1 > /dev/stdout; echo 2 > /dev/stderr; echo 3 >> /proc/self/fd/1; cat /dev/stdin"
+    done = execute(sh(script), files={"in": {"content": "4\n"}}, stdin="in")
+    assert (done.stdout, done.text("stderr")) == ("1\n3\n4\n", "2\n")
+
+
 def test_equal_names_merge_in_order(execute: Execute) -> None:
     done = execute(sh("echo 1; echo 2 >&2; echo 3"), stdout="all", stderr="all")
     assert done.text("all") == "1\n2\n3\n"
