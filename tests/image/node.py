@@ -160,7 +160,8 @@ def configure_stick(disk: Path, *files: Path) -> None:
 def check_container(node: Node, server: Cluster, engine: str, root: Path, tag: str) -> None:
     """Give the node's engine a root file system as an image, and run a task in it."""
     with root.open("rb") as tar:
-        node.ssh(f"sudo {engine} import - {TASKS_IMAGE}", stdin=tar)
+        done = node.ssh(f"sudo {engine} import - {TASKS_IMAGE}", stdin=tar, timeout_s=600)
+    assert done.returncode == 0, done.stderr
     words = {"args": ["sh", "-c", "cat /etc/os-release; id -u"], "image": TASKS_IMAGE, "stdout": "out",
              "requires": [tag], "limits": {**SMALL, "time": "60s"}}  # fmt: skip
     task = str(server.admin.put_spec(words)["id"])
