@@ -325,20 +325,23 @@ def run_held(
         if meter is not None:
             stack.callback(meter.close)
 
+        looks = gauges(limits, workspace, running)
+        if looks:
+            running.know_world()
         running.release(stdin, stdout, stderr, largest_file(limits))
         close_ends()
         seen = watch(
             running,
             session.kill,
             output=output,
-            gauges=[*gauges(limits, workspace, running), *look_at(meter)],
+            gauges=[*looks, *look_at(meter)],
             orders=tools.orders,
             time_limit_s=float(time_limit) if time_limit is not None else None,
         )
         report = session.close()
         within = output.drain()
         beyond = None if within else "output"
-        for gauge in gauges(limits, workspace, running):
+        for gauge in looks:
             if beyond is None and gauge.exceeded():
                 beyond = gauge.name
 
@@ -397,7 +400,7 @@ def gauges(limits: Limits, workspace: Workspace, running: RunningTask) -> list[G
     found = []
     limit = limits.get("workspace")
     if limit is not None:
-        found.append(Gauge("workspace", int(limit), workspace.weight))
+        found.append(Gauge("workspace", int(limit), lambda: workspace.weight() + running.unlinked(inside=True)))
     limit = limits.get("storage")
     if limit is not None:
         found.append(Gauge("storage", int(limit), lambda: running.storage_used() or 0))

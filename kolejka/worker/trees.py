@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Final
 
 MAX_DEPTH: Final = 256
-"""Folders deeper than that are not entered: each level costs a descriptor."""
+"""Folders deeper than that are not walked, and not kept open while they are weighed: each costs a descriptor."""
+TOO_MUCH: Final = 1 << 62
+"""the weight of what cannot be weighed"""
+_CLOSED: Final = -1
 INODE: Final = 4096
 """what a file of one byte takes on the usual disk"""
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -77,19 +80,78 @@ def weight(root: Path, least: int = 0) -> int:
     """Bytes in a tree: for each thing the larger of its length and its blocks, so that sparse files count in full.
 
     A file with several names counts once. Nothing counts for less than ``least``: with ``INODE``, what holds no byte
-    counts as if it held one, since a disk has only so many inodes.
+    counts as if it held one, since a disk has only so many inodes. A tree that cannot be weighed weighs ``TOO_MUCH``.
     """
     total = 0
     seen: set[int] = set()
-    for entry in walk(root):
-        info = entry.info
-        if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
-            if info.st_ino in seen:
-                continue
-            seen.add(info.st_ino)
-        size = info.st_size if stat.S_ISREG(info.st_mode) else 0
-        total += max(size, info.st_blocks * 512, least)
+    try:
+        for info in _contents(root):
+            if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
+                if info.st_ino in seen:
+                    continue
+                seen.add(info.st_ino)
+            size = info.st_size if stat.S_ISREG(info.st_mode) else 0
+            total += max(size, info.st_blocks * 512, least)
+    except _MovedAwayError:
+        return TOO_MUCH
     return total
+
+
+class _MovedAwayError(Exception):
+    """A folder deep down was moved while we were in it, and there is no way back."""
+
+
+def _contents(root: Path) -> Iterator[os.stat_result]:
+    """Everything below ``root``, however deep it lies.
+
+    The first ``MAX_DEPTH`` folders on the way down are kept open. Deeper ones are left by ``..``, which is the way back
+    only if it leads to where we came from.
+    """
+    here = open_folder(root)
+    above: list[tuple[int, tuple[int, int], list[str]]] = []
+    names = os.listdir(here)
+    try:
+        while True:
+            if names:
+                base = names.pop()
+                try:
+                    info = os.stat(base, dir_fd=here, follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                yield info
+                if not stat.S_ISDIR(info.st_mode):
+                    continue
+                try:
+                    inner = open_folder(base, here)
+                except (FileNotFoundError, NotADirectoryError):  # swapped while we looked
+                    continue
+                if len(above) < MAX_DEPTH:
+                    above.append((here, (0, 0), names))
+                else:
+                    above.append((_CLOSED, _identity(here), names))
+                    os.close(here)
+                here = inner
+                names = os.listdir(here)
+            elif above:
+                outer, identity, names = above.pop()
+                if outer == _CLOSED:
+                    outer = os.open("..", _FOLDER, dir_fd=here)
+                    if _identity(outer) != identity:
+                        os.close(outer)
+                        raise _MovedAwayError
+                os.close(here)
+                here = outer
+            else:
+                return
+    finally:
+        for descriptor in (here, *(entry[0] for entry in above)):
+            if descriptor != _CLOSED:
+                os.close(descriptor)
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    info = os.fstat(descriptor)
+    return info.st_dev, info.st_ino
 
 
 def remove_tree(root: Path) -> None:

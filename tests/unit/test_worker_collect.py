@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from kolejka.common.errors import NodeError
 from kolejka.common.files import hash_file
 from kolejka.common.task import Collect
 from kolejka.worker import collect as collecting
+from kolejka.worker import trees
 from kolejka.worker.collect import collect, pattern, result_name
-from kolejka.worker.trees import INODE, remove_tree, walk, weight
+from kolejka.worker.trees import INODE, MAX_DEPTH, TOO_MUCH, remove_tree, walk, weight
 
 
 @pytest.fixture
@@ -274,6 +276,46 @@ def test_weight_counts_holes_and_each_file_once(workspace: Path) -> None:
     with open(workspace / "sparse", "wb") as sparse:
         sparse.truncate(1 << 30)
     assert weight(workspace) >= 1 << 30
+
+
+def make_deep(top: Path, depth: int) -> int:
+    """Nested folders with a file of a MiB in the innermost, whose descriptor is returned."""
+    here = os.open(top, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=here)
+        inner = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    with os.fdopen(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=here), "wb") as file:
+        file.write(bytes(1 << 20))
+    return here
+
+
+def test_weight_reaches_any_depth_with_few_descriptors(workspace: Path) -> None:
+    os.close(make_deep(workspace, 1000))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + MAX_DEPTH + 8, hard))
+    try:
+        assert 1 << 20 <= weight(workspace) < 8 << 20
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        remove_tree(workspace)  # others cannot
+
+
+def test_a_tree_that_moves_away_deep_down_weighs_too_much(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    innermost = make_deep(workspace, MAX_DEPTH + 2)
+    os.mkdir("last", dir_fd=innermost)
+    opened = trees.open_folder
+
+    def open_and_move(name: str | Path, folder: int | None = None) -> int:
+        descriptor = opened(name, folder)
+        if name == "last":
+            os.rename("last", workspace / "last", src_dir_fd=innermost)
+        return descriptor
+
+    monkeypatch.setattr(trees, "open_folder", open_and_move)
+    assert weight(workspace) == TOO_MUCH
+    os.close(innermost)
 
 
 def test_a_walk_closes_what_it_opened_when_it_is_left_early(workspace: Path) -> None:

@@ -25,6 +25,7 @@ from typing import ClassVar, Final, Protocol
 
 from kolejka.common.checks import Check
 from kolejka.common.errors import NodeError
+from kolejka.worker.unlinked import World
 
 WORK_FOLDER: Final = "/task"
 """Where the payload finds its files, in every runtime."""
@@ -95,6 +96,7 @@ class Held:
         self.pid = 0
         """the payload's process id on the host"""
         self.released_at = 0.0
+        self._processes: World | None = None
         self._failure: tuple[int, bool] | None = None
         self._end: End | None = None
 
@@ -155,6 +157,26 @@ class Held:
                 self._end = End(None, time.monotonic())
         return self._end
 
+    def know_world(self) -> None:
+        """Be able to weigh files without a name. Called while the payload is held."""
+        with suppress(OSError):  # killed already: nobody will hold any
+            self._processes = World(self.pid)
+
+    def unlinked(self, *, inside: bool) -> int:
+        """Bytes of files on disk that have no name any more: of the working folder (``inside``), or of all else."""
+        if self._processes is None:
+            return 0
+        elsewhere, device = ("/tmp/", "/dev/shm/"), self._processes.root_device
+        if inside:
+            return self._processes.weight(lambda path, _: not path or path.startswith(f"{WORK_FOLDER}/"))
+        return self._processes.weight(lambda path, info: path.startswith(elsewhere) or info.st_dev == device)
+
+    def forget_world(self) -> None:
+        """It is over. Safe twice."""
+        if self._processes is not None:
+            self._processes.close()
+            self._processes = None
+
     def wait_readable(self, timeout_s: float) -> bool:
         """Wait until ``read`` may have something to say. False when that takes longer."""
         poll = select.poll()
@@ -191,6 +213,12 @@ class RunningTask(Protocol):
 
     def release(self, stdin: int, stdout: int, stderr: int, largest_file: int = 0) -> None:
         """Let the payload go with these descriptors."""
+
+    def know_world(self) -> None:
+        """Be able to answer ``unlinked``, and to count what it counts. Called while the payload is held."""
+
+    def unlinked(self, *, inside: bool) -> int:
+        """Bytes of files on disk without a name: in the working folder (``inside``), or elsewhere. 0 = nobody looks."""
 
     def storage_used(self) -> int | None:
         """Bytes written outside the working folder, or ``None`` where nobody counts."""

@@ -90,7 +90,8 @@ class DockerTask(Held):
         if self._run.storage is None:
             return None
         layer = weight(self._layer, INODE) - self._layer_base if self._layer is not None else 0
-        return max(0, layer) + sum(weight(self._run.folder / "scratch" / name, INODE) for name in ("tmp", "shm"))
+        scratch = sum(weight(self._run.folder / "scratch" / name, INODE) for name in ("tmp", "shm"))
+        return max(0, layer) + scratch + self.unlinked(inside=False)
 
     def kill(self) -> None:
         """Kill PID 1 of the container, and so everything in it."""
@@ -112,6 +113,7 @@ class DockerTask(Held):
         if not self.wait_gone(STOP_TIMEOUT_S if self._world is None else 1.0):
             self.kill()
         self.channel.close()
+        self.forget_world()
         if self._world is not None:
             os.close(self._world)
             self._world = None

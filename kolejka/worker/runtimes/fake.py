@@ -33,6 +33,9 @@ class FakeTask(Held):
             self.remove()
             raise
 
+    def know_world(self) -> None:
+        """Its world is the host's: whose the files are that its processes hold, nobody can tell."""
+
     def storage_used(self) -> int | None:
         """Nobody counts."""
         return None

@@ -29,6 +29,9 @@ MS_REC: Final = 0x4000
 MS_SLAVE: Final = 1 << 19
 MNT_DETACH: Final = 2
 
+PAGE: Final = 4096
+BARE_INODES: Final = 16
+"""Folders of ours in a memory file system, which belong to nobody's limit."""
 STAGE: Final = Path("/run/kolejka/stage")
 """An empty folder everywhere but in a worker's own namespace."""
 
@@ -90,7 +93,7 @@ def _stage() -> Path:
     leave_host_namespace()
     if "staged" not in _own.__dict__:
         STAGE.mkdir(parents=True, exist_ok=True)
-        mount_memory(STAGE, 1 << 20)
+        mount_memory(STAGE, 1 << 24)
         _own.staged = True
     return STAGE
 
@@ -161,8 +164,13 @@ def leave_stage() -> None:
 
 
 def mount_memory(folder: Path, size: int) -> None:
-    """Mount a memory file system of ``size`` bytes (rounded up to pages) on a folder. NodeError when not allowed."""
-    _mount("tmpfs", folder, f"size={max(size, 4096)},mode=0755", MS_NOSUID | MS_NODEV)
+    """Mount a memory file system of ``size`` bytes (rounded up to pages) on a folder. NodeError when not allowed.
+
+    It holds as many files as it would if each of them held one byte, since those that hold none take memory too.
+    """
+    size = max(size, PAGE)
+    options = f"size={size},nr_inodes={-(-size // PAGE) + BARE_INODES},mode=0755"
+    _mount("tmpfs", folder, options, MS_NOSUID | MS_NODEV)
 
 
 def _mount(kind: str, folder: Path, options: str, flags: int) -> None:

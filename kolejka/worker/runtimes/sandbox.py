@@ -108,8 +108,9 @@ class SandboxTask(Held):
             return None
         if self._bounded:
             figures = os.statvfs(self._scratch)
-            return (figures.f_blocks - figures.f_bfree) * figures.f_frsize
-        return weight(self._scratch, INODE)
+            inodes = figures.f_files - figures.f_ffree - mounts.BARE_INODES
+            return max((figures.f_blocks - figures.f_bfree) * figures.f_frsize, inodes * INODE)
+        return weight(self._scratch, INODE) + self.unlinked(inside=False)
 
     def kill(self) -> None:
         """Kill PID 1 of the sandbox, and so everything in it."""
@@ -128,6 +129,7 @@ class SandboxTask(Held):
             self._await_exit(self._process)
             self._process = None
         self.channel.close()
+        self.forget_world()
         if self._world is not None:
             os.close(self._world)
             self._world = None
