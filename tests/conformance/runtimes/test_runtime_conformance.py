@@ -259,7 +259,7 @@ def test_a_time_limit_keeps_partial_output_files_and_stats(execute: Execute) -> 
     assert done.text("kept") == "kept\n"
     assert done.result.stats.time is not None
     assert done.result.stats.time >= 0.3
-    assert (done.result.stats.cpu.usage or 0) > 0.05
+    assert (done.result.stats.cpu.usage or 0) > 0.01
 
 
 def test_a_cpu_time_limit_counts_children(execute: Execute) -> None:
