@@ -10,24 +10,32 @@ up where it broke (``Range``) in the same way. The server may be hostile: it can
 announced nor other bytes than the name says.
 
 *Directly.* A server whose blobs lie in a store of their own may name an address there for either way (unless the
-transport says no). A store that fails is not asked again for the same blob: its bytes go through the server.
+transport says no), or addresses for parts of a large file: these are sent side by side, and the server is asked again
+until nothing is missing; so an upload goes on where it broke, even in another life of this program. A store that fails
+is not asked again for the same blob: its bytes go through the server.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import stat
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, BinaryIO, Final
+from typing import IO, Any, BinaryIO, Final
 
 from kolejka.client.transport import Response, Transport
 from kolejka.common.errors import Conflict, InputError, NodeError, NotFound, Unavailable
 from kolejka.common.files import CHUNK, check_reference, hash_stream, replacing
+
+logger = logging.getLogger(__name__)
 
 SMALL: Final = 256 << 10
 """Bytes up to which a file is sent without asking first whether the server has it."""
@@ -35,6 +43,10 @@ SMALL: Final = 256 << 10
 _SLOWEST: Final = 16 << 20
 """bytes a second that a server at least reads from its own blob store"""
 _RESUME_S: Final = 0.25
+_SIDE_BY_SIDE: Final = 4
+"""parts of a file that are sent at one time"""
+_ENOUGH: Final = 3
+"""times its size that a file is sent in parts, before it is sent to the server"""
 
 Moved = Callable[[int], object]
 """Told how many bytes have just moved."""
@@ -98,37 +110,123 @@ def _upload_open(
 
 def _send(transport: Transport, source: IO[bytes], reference: str, size: int, place: str) -> None:
     """Send a file that was hashed, from wherever the server wants it, until the server has all of it."""
-    direct, furthest = transport.direct, -1
+    direct, parts, again, furthest, sent = transport.direct, True, False, -1, 0
     deadline = time.monotonic() + transport.patience_s
     where = f"/blobs/{reference}"
+    verified_s = max(transport.timeout_s, size / _SLOWEST)
     while True:
-        plan = transport.request("POST", f"{where}/upload", json={"size": size, "direct": direct}).object()
+        words: dict[str, Any] = {"size": size, "direct": direct, **({"parts": True} if direct and parts else {})}
+        try:
+            plan = transport.request("POST", f"{where}/upload", json=words, timeout=verified_s).object()
+        except (InputError, Unavailable) as error:
+            if parts and error.field == "parts":  # a server from before there were any
+                parts = False
+            elif error.code == "hash_mismatch":
+                source.seek(0)
+                if again or hash_stream(source)[0] != reference:  # type: ignore[arg-type]  # as above
+                    raise _changed(place) from None
+                again = True  # some parts were of an earlier upload of other bytes; the server has forgotten them
+            elif error.code not in {"broken", "truncated"} or time.monotonic() > deadline:
+                raise
+            else:  # it may have been verifying, which takes a while; asked again it says what came of that
+                transport.pause(_RESUME_S)
+            continue
         with transport.understanding():
             if plan["state"] == "stored":
                 return
             offset, url = int(plan["offset"]), plan.get("url")
             if not 0 <= offset <= size:
                 raise ValueError(offset)
+            pieces = _pieces(plan, size)
+        if pieces:
+            before, sent = sent, sent + _send_pieces(transport, source, pieces, place)
+            deadline = time.monotonic() + transport.patience_s
+            if sent == before or sent > _ENOUGH * size:
+                direct = False
+            continue
         if offset > furthest:  # it moves, so it may go on
             furthest, deadline = offset, time.monotonic() + transport.patience_s
         try:
             if url is not None:
                 direct = False  # should it fail
                 transport.elsewhere("PUT", str(url), data=partial(_Announced, source, reference, size, place)).close()
-                words = {"size": size, "ticket": plan.get("ticket")}
-                timeout_s = max(transport.timeout_s, size / _SLOWEST)
-                transport.request("POST", f"{where}/upload", json=words, timeout=timeout_s)
+                arrived = {"size": size, "ticket": plan.get("ticket")}
+                transport.request("POST", f"{where}/upload", json=arrived, timeout=verified_s)
             else:
                 headers = {"Content-Range": f"bytes {offset}-{size - 1}/{size}"}
                 body = partial(_Announced, source, reference, size, place, offset)
                 transport.request("PUT", where, data=body, headers=headers, patience=0.0)
             return
         except (InputError, Unavailable) as error:
-            again = isinstance(error, Conflict | Unavailable)  # Conflict: another connection brought more meanwhile
-            if time.monotonic() > deadline or not (again or (offset and error.code == "hash_mismatch")):
+            moved_on = isinstance(error, Conflict | Unavailable)  # Conflict: another connection brought more meanwhile
+            if time.monotonic() > deadline or not (moved_on or (offset and error.code == "hash_mismatch")):
                 raise  # with an offset: what the server had was another file's beginning, and is gone now
             if url is None:
                 transport.pause(_RESUME_S)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part of a file, and the address that takes it."""
+
+    start: int
+    length: int
+    url: str
+
+
+def _pieces(plan: Mapping[str, Any], size: int) -> list[_Piece]:
+    """The parts that a server asks for. ValueError where it asks for what the file has not."""
+    if "parts" not in plan:
+        return []
+    length, found = int(plan["part_size"]), []
+    for part in plan["parts"]:
+        start = (int(part["number"]) - 1) * length
+        if length <= 0 or not 0 <= start < size:
+            raise ValueError(part)
+        found.append(_Piece(start, min(length, size - start), str(part["url"])))
+    return found
+
+
+def _send_pieces(transport: Transport, source: IO[bytes], pieces: Sequence[_Piece], place: str) -> int:
+    """Send parts side by side; how many bytes got through. After the first that fails no further one is begun."""
+    failed = threading.Event()
+
+    def send(piece: _Piece) -> int:
+        if failed.is_set():
+            return 0
+        try:
+            transport.elsewhere("PUT", piece.url, data=partial(_Slice, source.fileno(), piece, place)).close()
+        except Unavailable as error:
+            logger.debug("a part did not get through", extra={"start": piece.start, "reason": str(error)})
+            failed.set()
+            return 0
+        return piece.length
+
+    with ThreadPoolExecutor(_SIDE_BY_SIDE, thread_name_prefix="upload") as pool:
+        try:
+            return sum(pool.map(send, pieces))
+        except BaseException:
+            failed.set()
+            raise
+
+
+class _Slice:
+    """The bytes of a part. Its length becomes Content-Length."""
+
+    def __init__(self, file: int, piece: _Piece, place: str) -> None:
+        self._file, self._piece, self._place = file, piece, place
+
+    def __len__(self) -> int:
+        return self._piece.length
+
+    def __iter__(self) -> Iterator[bytes]:
+        start, end = self._piece.start, self._piece.start + self._piece.length
+        while start < end:
+            chunk = os.pread(self._file, min(CHUNK, end - start), start)
+            if not chunk:
+                raise _changed(self._place)
+            start += len(chunk)
+            yield chunk
 
 
 class _Announced:

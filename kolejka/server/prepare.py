@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import fcntl
 import json
-import multiprocessing
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +57,7 @@ def prepare(settings: ServerSettings, *, patience_s: float = _LOCK_PATIENCE_S) -
     lock = _open_lock(data)
     _take(lock, data, 0 if database.shared else patience_s, shared=database.shared)
     steps = database.migrate()
-    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as apart:  # obstore's threads survive no fork
-        apart.submit(_check_blobs, settings).result()
+    _check_blobs(settings)
     if database.shared:
         fcntl.flock(lock, fcntl.LOCK_SH)
     return Prepared(lock, tuple(steps), _first_admin(settings))

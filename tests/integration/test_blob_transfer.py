@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -315,8 +316,9 @@ def test_an_address_is_told_to_those_only_who_may_have_the_blob(bucket_server: S
     assert eve.ask("GET", f"/blobs/{sha}?direct=true", status=404).error[0] == "not_found"
 
 
+@pytest.mark.parametrize("in_parts", [False, True])
 def test_a_store_that_fails_costs_a_client_only_the_detour(
-    ala: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ala: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, in_parts: bool
 ) -> None:
     """A server says where to put and get bytes, and nobody is there: they go through the server after all."""
     path = tmp_path / "big"
@@ -335,6 +337,8 @@ def test_a_store_that_fails_costs_a_client_only_the_detour(
                     answer.status, answer.headers = 307, {"Location": nowhere}
                 else:
                     plan = {**answer.object(), "url": nowhere, "ticket": "0" * 32}
+                    if in_parts:
+                        plan |= {"part_size": 1 << 20, "parts": [{"number": n, "url": nowhere} for n in (1, 2, 3)]}
                     answer.object = lambda: plan  # type: ignore[method-assign]
             return answer
 
@@ -343,6 +347,108 @@ def test_a_store_that_fails_costs_a_client_only_the_detour(
         client.get_blob(sha, tmp_path / "copy")
     assert len(invited) == 2
     assert (tmp_path / "copy").read_bytes() == DATA + b"detour"
+
+
+# Directly, in parts
+
+
+@pytest.fixture(scope="module")
+def large() -> bytes:
+    """More than goes in one piece."""
+    return os.urandom(70 << 20)
+
+
+class Store:
+    """What a client puts into the blob store: how many bytes got there. The put of number ``breaks`` fails."""
+
+    def __init__(self, client: KolejkaClient, monkeypatch: pytest.MonkeyPatch, breaks: int = 0) -> None:
+        self.bytes = self.puts = 0
+        whole, lock = client.transport.elsewhere, threading.Lock()
+
+        def elsewhere(method: str, url: str, **words: Any) -> object:
+            if method != "PUT":
+                return whole(method, url, **words)
+            with lock:
+                self.puts += 1
+                if self.puts == breaks:
+                    raise Unavailable("the blob store fails", code="broken")
+            answer = whole(method, url, **words)
+            with lock:
+                self.bytes += len(words["data"]())
+            return answer
+
+        monkeypatch.setattr(client.transport, "elsewhere", elsewhere)
+
+
+@pytest.mark.needs("s3")
+def test_a_large_file_goes_in_parts_past_the_server_and_on_where_it_broke(
+    bucket_server: Server, large: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ala = bucket_server.user(next(NAMES), "client")
+    path = tmp_path / "large"
+    path.write_bytes(large)
+    relay = Cutting(bucket_server.url, cuts=1000, after=1 << 20)
+    settings = ClientSettings(server=relay.url, token=ala.token, patience=20.0)
+    with KolejkaClient(settings) as client:
+        store = Store(client, monkeypatch, breaks=2)
+        sha = client.put_blob(path)
+        assert client.get_blob(sha, tmp_path / "copy") == len(large)
+    relay.close()
+    assert (store.bytes, store.puts) == (len(large), 5 + 1)
+    assert relay.sent < 100_000
+    assert (tmp_path / "copy").read_bytes() == large
+
+
+@pytest.mark.needs("s3")
+def test_another_client_takes_an_upload_in_parts_up_after_the_server_died(
+    bucket_server: Server, large: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ala = bucket_server.user(next(NAMES), "client")
+    data = large + b"2"
+    sha = hashlib.sha256(data).hexdigest()
+    plan = begin(ala, sha, len(data), direct=True, parts=True)
+    size = plan["part_size"]
+    assert isinstance(size, int)
+    for part in plan["parts"][:3]:  # type: ignore[index]
+        start = (part["number"] - 1) * size
+        assert requests.put(part["url"], data=data[start : start + size], timeout=30).status_code == 200
+    bucket_server.crash()
+    bucket_server.start()
+    (tmp_path / "large").write_bytes(data)
+    with client_of(ala) as client:
+        store = Store(client, monkeypatch)
+        assert client.put_blob(tmp_path / "large") == sha
+    assert store.bytes == len(data) - 3 * size
+    assert ala.ask("HEAD", f"/blobs/{sha}").status == 200
+
+
+@pytest.mark.needs("s3")
+def test_parts_of_other_bytes_are_forgotten_and_sent_anew(
+    bucket_server: Server, large: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier upload under this name was of a file that changed under it."""
+    ala = bucket_server.user(next(NAMES), "client")
+    data = large + b"3"
+    sha = hashlib.sha256(data).hexdigest()
+    plan = begin(ala, sha, len(data), direct=True, parts=True)
+    part = plan["parts"][0]  # type: ignore[index]
+    requests.put(part["url"], data=bytes(plan["part_size"]), timeout=30)  # type: ignore[call-overload]
+    (tmp_path / "large").write_bytes(data)
+    with client_of(ala) as client:
+        store = Store(client, monkeypatch)
+        assert client.put_blob(tmp_path / "large") == sha
+    assert store.bytes == 2 * len(data) - plan["part_size"]  # type: ignore[operator]
+
+
+@pytest.mark.needs("s3")
+def test_what_a_server_gives_in_parts_and_to_whom(bucket_server: Server) -> None:
+    ala = bucket_server.user(next(NAMES), "client")
+    size = 6 << 30
+    assert begin(ala, size=size, direct=True) == {"state": "wanted", "offset": 0}, "more than S3 takes in one piece"
+    assert begin(ala, size=size, parts=True) == {"state": "wanted", "offset": 0}, "nobody asked for addresses"
+    plan = begin(ala, size=size, direct=True, parts=True)
+    assert (plan["state"], plan["part_size"], len(plan["parts"])) == ("wanted", 16 << 20, 64)  # type: ignore[arg-type]
+    assert set(begin(ala, direct=True, parts=True)) == {"state", "offset", "url", "ticket"}, "it is small"
 
 
 # A full disk

@@ -166,7 +166,7 @@ def _postgres() -> str:
 
 
 def _s3() -> str:
-    for module in ("moto.server", "obstore"):
+    for module in ("moto.server", "boto3"):
         try:
             importlib.import_module(module)
         except ImportError as error:

@@ -109,7 +109,7 @@ def test_a_client_brings_no_server(guest_with: Callable[..., Guest]) -> None:
     assert guest.run("sh", "-c", "command -v kolejka-server", status=127) == ""
     packages = guest.run("ls", "/usr/lib/kolejka/lib/python3.11/site-packages").split()
     assert "requests" in packages
-    assert not {"peewee.py", "psycopg", "obstore", "docker"} & set(packages)
+    assert not {"peewee.py", "psycopg", "boto3", "docker"} & set(packages)
 
 
 def test_from_installation_over_an_upgrade_to_purge(guest_with: Callable[..., Guest]) -> None:

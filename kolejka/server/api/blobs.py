@@ -2,7 +2,9 @@
 
 An upload that matters is begun with ``POST …/upload``: the answer says that the caller has the blob already, from which
 byte on the server wants it, or (where the store takes bytes itself and the caller can send them there) an address and a
-ticket. With the ticket, the same call says that the bytes are there: the server verifies them and the blob exists.
+ticket. With the ticket, the same call says that the bytes are there: the server verifies them and the blob exists. A
+large upload goes in parts: each call answers with addresses of some that are missing, and the one that finds none
+missing verifies. So an upload that broke off, or a call whose answer was lost, is taken up by asking again.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ UPLOAD: Final = object_schema(
     {
         "size": {"type": "integer", "minimum": 0, "maximum": 2**62, "description": "bytes of the blob"},
         "direct": {"type": "boolean", "description": "the caller can send the bytes to another address"},
+        "parts": {"type": "boolean", "description": "with `direct`: and in parts"},
         "ticket": {
             "type": "string", "pattern": f"^{TICKET.pattern}$", "description": "the bytes are where this ticket said",
         },
@@ -123,7 +126,9 @@ async def begin_upload(deps: Deps, call: Call) -> Answer:
     """Ask how to upload a blob, or say with a `ticket` that it was put where the answer before said.
 
     `state` is `stored` (the caller has it now) or `wanted`: then `offset` is the byte from which on to send the rest
-    with a `PUT` and `Content-Range`; or, with `url` and `ticket`, where to `PUT` all of it without a token.
+    with a `PUT` and `Content-Range`; or, with `url` and `ticket`, where to `PUT` all of it without a token; or, with
+    `parts` (each a `number` from 1 on, and a `url`) and `part_size`, where to `PUT` some of its parts without a token,
+    before asking again.
     """
     reference, size, body = _reference(call), int(call.body["size"]), call.body  # 12.0 is a whole number too
     _check_size(deps, size)
@@ -146,7 +151,18 @@ async def begin_upload(deps: Deps, call: Call) -> Answer:
         place = await asyncio.to_thread(deps.blobs.collect, reference, whose, body["ticket"], size)
         await _add(deps, call, reference, size, place)
         return Answer(json={"state": "stored", "sha256": reference, "size": size})
-    if body.get("direct") and deps.settings.direct and size <= DIRECT_MOST:
+    direct = body.get("direct") and deps.settings.direct
+    if direct and body.get("parts"):
+        parts = await asyncio.to_thread(deps.blobs.parts, reference, whose, size, deps.settings.link_time)
+        if parts is not None and parts.missing:
+            listed = [{"number": part.number, "url": part.url} for part in parts.missing]
+            words = {"state": "wanted", "offset": 0, "part_size": parts.size, "parts": listed}
+            return Answer(json=words, headers={"Cache-Control": "no-store"})
+        if parts is not None:
+            place = await asyncio.to_thread(deps.blobs.assemble, reference, whose, size)
+            await _add(deps, call, reference, size, place)
+            return Answer(json={"state": "stored", "sha256": reference, "size": size})
+    if direct and size <= DIRECT_MOST:
         invited = await asyncio.to_thread(deps.blobs.invite, reference, whose, deps.settings.link_time)
         if invited is not None:
             headers = {"Cache-Control": "no-store"}

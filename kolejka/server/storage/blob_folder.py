@@ -91,6 +91,13 @@ class BlobFolder:
         """Nobody was invited."""
         raise InputError("this server gives no tickets; send the bytes to it", field="ticket")
 
+    def parts(self, reference: str, whose: str, size: int, valid_s: float) -> None:
+        """None: the bytes go to the server."""
+
+    def assemble(self, reference: str, whose: str, size: int) -> str:
+        """Nobody was given an address."""
+        raise InputError("this server takes no parts; send the bytes to it")
+
     def check(self) -> None:
         """Whether the folder is there and may be written."""
         if not os.access(self._root / INCOMING, os.W_OK | os.X_OK):

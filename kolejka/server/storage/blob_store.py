@@ -7,8 +7,9 @@ take bytes away from under a row that names them.
 
 Bytes come in two ways. *Through the server*: ``receive`` takes them into ``incoming`` on the server's disk, hashes them
 as they come, and ``finish`` gives them a place. *Directly*: ``invite`` gives an address that takes the bytes of one
-upload for a limited time; ``collect`` then looks at what came there. Either way no place is given to bytes whose hash
-the server has not computed itself, after the last moment at which anybody else could write them.
+upload for a limited time, and ``collect`` then looks at what came there; or ``parts`` gives addresses for parts of it,
+again and again until none is missing, and ``assemble`` looks. Either way no place is given to bytes whose hash the
+server has not computed itself, after the last moment at which anybody else could write them.
 
 Nothing here knows the database. A crash leaves at most bytes that no row names; ``incoming`` is swept by age, and
 ``places`` lists the rest.
@@ -52,6 +53,22 @@ class Invitation:
 
     ticket: str
     url: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where one part of an upload can be put: the ``number``-th, from 1 on."""
+
+    number: int
+    url: str
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Of an upload in parts: the ``size`` of each but the last, and some that are missing; none when all are there."""
+
+    size: int
+    missing: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
@@ -100,6 +117,17 @@ class BlobStore(Protocol):
     def collect(self, reference: str, whose: str, ticket: str, size: int) -> str:
         """Give a place to what was uploaded directly. InputError when it is not there or not these bytes: then
         nothing of it stays.
+        """
+
+    def parts(self, reference: str, whose: str, size: int, valid_s: float) -> Parts | None:
+        """Begin an upload in parts, or go on with the caller's of this hash: what is missing of it.
+
+        ``None`` where bytes do not come in parts, or not so few. An upload that is not asked about any more is swept.
+        """
+
+    def assemble(self, reference: str, whose: str, size: int) -> str:
+        """Give a place to what came in parts. InputError when parts are missing, or when they are not these bytes: then
+        nothing of them stays. Where it fails otherwise, it can be asked again.
         """
 
     def check(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import requests
 
 from kolejka.common.errors import Conflict, InputError, KolejkaError, Unavailable
 from kolejka.common.settings import ServerSettings
+from kolejka.server.storage import blob_bucket
+from kolejka.server.storage.blob_bucket import BlobBucket
 from kolejka.server.storage.blob_store import BlobStore, new_place, open_blob_store, reference_at
 
 DATA = b"some bytes" * 300_000
@@ -280,6 +283,169 @@ def test_a_link_gives_the_bytes_and_parts_of_them(direct: BlobStore) -> None:
     assert link is not None
     assert requests.get(link, timeout=30).content == DATA
     assert requests.get(link, headers={"Range": "bytes=10-19"}, timeout=30).content == DATA[10:20]
+
+
+# Directly, in parts
+
+LARGE = bytes(range(251)) * 50_000
+LARGE_SHA = hashlib.sha256(LARGE).hexdigest()
+
+
+@pytest.fixture
+def in_parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> BlobBucket:
+    """A store that takes bytes of others in parts of 5 MiB, the least that S3 knows, and tells of two at a time."""
+    for name, value in (("PARTS_FROM", 1), ("PART", 5 << 20), ("BATCH", 2)):
+        monkeypatch.setattr(blob_bucket, name, value)
+    store = open_blob_store(request.getfixturevalue("s3").settings(tmp_path))
+    assert isinstance(store, BlobBucket)
+    return store
+
+
+def wanted(store: BlobStore, whose: str = "7", size: int = len(LARGE)) -> dict[int, str]:
+    """Number → address of parts that are missing."""
+    parts = store.parts(LARGE_SHA, whose, size, 60)
+    assert parts is not None
+    assert parts.size == 5 << 20
+    return {part.number: part.url for part in parts.missing}
+
+
+def send(parts: Mapping[int, str], data: bytes = LARGE) -> None:
+    for number, url in parts.items():
+        piece = data[(number - 1) * (5 << 20) : number * (5 << 20)]
+        assert requests.put(url, data=piece, timeout=30).status_code == 200
+
+
+def send_all(store: BlobStore, data: bytes = LARGE) -> None:
+    while parts := wanted(store):
+        send(parts, data)
+
+
+def uploads(store: BlobBucket) -> int:
+    """How many multipart uploads go on in the bucket."""
+    return len(store._client.list_multipart_uploads(Bucket=store._bucket).get("Uploads", ()))
+
+
+@pytest.mark.needs("s3")
+def test_bytes_that_come_in_parts_are_a_blob_when_they_are_assembled(in_parts: BlobBucket) -> None:
+    first = wanted(in_parts)
+    assert set(first) == {1, 2}
+    send(first)
+    last = wanted(in_parts)
+    assert set(last) == {3}
+    with pytest.raises(InputError, match="2 of 3 parts"):
+        in_parts.assemble(LARGE_SHA, "7", len(LARGE))
+    send(last)
+    assert wanted(in_parts) == {}
+    assert list(in_parts.places()) == []
+    place = in_parts.assemble(LARGE_SHA, "7", len(LARGE))
+    assert read(in_parts, place, 0, len(LARGE)) == LARGE
+    assert (uploads(in_parts), arrivals(in_parts)) == (0, 0)
+    assert not requests.put(first[1], data=b"other bytes", timeout=30).ok, "the address leads nowhere any more"
+    assert read(in_parts, place, 0, 3) == LARGE[:3]
+    with pytest.raises(InputError, match="no parts"):
+        in_parts.assemble(LARGE_SHA, "7", len(LARGE))
+
+
+@pytest.mark.needs("s3")
+def test_an_upload_in_parts_is_taken_up_by_its_user_and_by_any_server(in_parts: BlobBucket, tmp_path: Path) -> None:
+    send({1: wanted(in_parts)[1]})
+    other = BlobBucket(in_parts._client, in_parts._bucket, in_parts._prefix.rstrip("/"), tmp_path / "other")
+    assert set(wanted(other)) == {2, 3}
+    assert set(wanted(other, whose="8")) == {1, 2}
+    assert requests.put(wanted(other)[2], data=b"not all of it", timeout=30).status_code == 200
+    assert set(wanted(other)) == {2, 3}, "a part of another length is none"
+    send_all(other)
+    assert read(other, other.assemble(LARGE_SHA, "7", len(LARGE)), 0, len(LARGE)) == LARGE
+
+
+@pytest.mark.needs("s3")
+def test_other_bytes_in_parts_leave_nothing(in_parts: BlobBucket) -> None:
+    send_all(in_parts, LARGE[:-1] + b"!")
+    with pytest.raises(InputError) as caught:
+        in_parts.assemble(LARGE_SHA, "7", len(LARGE))
+    assert caught.value.code == "hash_mismatch"
+    assert (list(in_parts.places()), uploads(in_parts), arrivals(in_parts)) == ([], 0, 0)
+    assert set(wanted(in_parts)) == {1, 2}, "it begins anew"
+
+
+@pytest.mark.needs("s3")
+def test_an_upload_in_parts_of_another_size_begins_anew(in_parts: BlobBucket) -> None:
+    send(wanted(in_parts))
+    assert set(wanted(in_parts, size=len(LARGE) - 1)) == {1, 2}
+    assert uploads(in_parts) == 1
+    with pytest.raises(InputError, match="no parts"):
+        in_parts.assemble(LARGE_SHA, "7", len(LARGE))
+
+
+@pytest.mark.needs("s3")
+def test_what_failed_while_it_was_verified_is_asked_again(
+    in_parts: BlobBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send_all(in_parts)
+
+    def fail(place: str, size: int) -> str:
+        raise Unavailable("the store of blobs fails")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(in_parts, "_hash", fail)
+        with pytest.raises(Unavailable):
+            in_parts.assemble(LARGE_SHA, "7", len(LARGE))
+    assert wanted(in_parts) == {}
+    place = in_parts.assemble(LARGE_SHA, "7", len(LARGE))
+    assert [kept.place for kept in in_parts.places()] == [place]
+
+
+@pytest.mark.needs("s3")
+def test_of_two_that_assemble_at_once_only_the_first_is_told_the_place(
+    in_parts: BlobBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told late, it might name bytes that a sweep has taken since."""
+    send_all(in_parts)
+    verify, told = in_parts._hash, []
+
+    def overtaken(place: str, size: int) -> str:
+        monkeypatch.setattr(in_parts, "_hash", verify)
+        told.append(in_parts.assemble(LARGE_SHA, "7", len(LARGE)))
+        return verify(place, size)
+
+    monkeypatch.setattr(in_parts, "_hash", overtaken)
+    with pytest.raises(InputError, match="over another connection"):
+        in_parts.assemble(LARGE_SHA, "7", len(LARGE))
+    assert read(in_parts, told[0], 0, len(LARGE)) == LARGE
+
+
+@pytest.mark.needs("s3")
+def test_uploads_in_parts_that_nobody_asks_about_are_swept(in_parts: BlobBucket) -> None:
+    send(wanted(in_parts))
+    assert in_parts.sweep_incoming(time.time() - 3600) == 0
+    assert uploads(in_parts) == 1
+    assert in_parts.sweep_incoming(time.time() + 3600) == 1
+    assert (uploads(in_parts), arrivals(in_parts)) == (0, 0)
+    assert set(wanted(in_parts)) == {1, 2}
+    wanted(in_parts)
+    in_parts._client.abort_multipart_upload(  # as a rule of the bucket does
+        **in_parts._key(in_parts._going(f"incoming/7-{LARGE_SHA}-parts").place),
+        UploadId=in_parts._going(f"incoming/7-{LARGE_SHA}-parts").upload,
+    )
+    assert set(wanted(in_parts)) == {1, 2}
+
+
+@pytest.mark.needs("s3")
+def test_small_blobs_come_in_one_piece_and_large_ones_in_no_more_parts_than_s3_takes(direct: BlobStore) -> None:
+    assert direct.parts(SHA, "7", len(DATA), 60) is None
+    size = 5 << 40
+    parts = direct.parts(LARGE_SHA, "7", size, 60)
+    assert parts is not None
+    assert len(parts.missing) == blob_bucket.BATCH
+    assert size / parts.size <= 10_000
+    assert "content-length" in parts.missing[0].url, "an address takes so many bytes and no more"
+
+
+def test_a_folder_takes_no_parts(tmp_path: Path) -> None:
+    store = open_blob_store(ServerSettings(data=tmp_path))
+    assert store.parts(SHA, "7", 5 << 40, 60) is None
+    with pytest.raises(InputError, match="takes no parts"):
+        store.assemble(SHA, "7", len(DATA))
 
 
 # A store that fails
