@@ -24,6 +24,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,7 +68,7 @@ class Going:
     size: int
     part: int
 
-    @property
+    @cached_property
     def lengths(self) -> dict[int, int]:
         """Number of each part → its bytes."""
         starts = range(0, self.size, self.part)
@@ -282,6 +283,10 @@ class BlobBucket:
                     **self._key(going.place), UploadId=going.upload, MultipartUpload={"Parts": listed}
                 )
         try:
+            arrived = self._size(going.place)
+            if arrived != size:  # a store that heeds no tags let a part be changed at the last moment
+                self._forget(key, going.place)
+                raise InputError(f"{arrived} of {size} bytes were uploaded; begin again", code="truncated")
             found = self._hash(going.place, size)
         except FileNotFoundError:
             raise InputError("the upload was swept; begin again", code="truncated") from None

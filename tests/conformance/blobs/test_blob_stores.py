@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -366,6 +367,27 @@ def test_other_bytes_in_parts_leave_nothing(in_parts: BlobBucket) -> None:
     assert caught.value.code == "hash_mismatch"
     assert (list(in_parts.places()), uploads(in_parts), arrivals(in_parts)) == ([], 0, 0)
     assert set(wanted(in_parts)) == {1, 2}, "it begins anew"
+
+
+@pytest.mark.needs("s3")
+def test_a_part_that_is_changed_at_the_last_moment_leaves_nothing(
+    in_parts: BlobBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has looked which parts are there, an address is still good, and the store heeds no tags."""
+    addresses = {1: wanted(in_parts)[1]}
+    send_all(in_parts)
+    addresses[3] = addresses[1].replace("partNumber=1", "partNumber=3")
+    look = in_parts._arrived
+
+    def looked(going: Any) -> Any:
+        found = look(going)
+        put = requests.put(addresses[3], data=LARGE[10 << 20 :] + b"more", timeout=30)
+        return {**found, 3: put.headers["ETag"]}
+
+    monkeypatch.setattr(in_parts, "_arrived", looked)
+    with pytest.raises(InputError, match="bytes were uploaded"):
+        in_parts.assemble(LARGE_SHA, "7", len(LARGE))
+    assert (list(in_parts.places()), arrivals(in_parts)) == ([], 0)
 
 
 @pytest.mark.needs("s3")
