@@ -18,7 +18,7 @@ import pytest
 import requests
 
 from kolejka.client.client import KolejkaClient
-from kolejka.common.errors import Unavailable
+from kolejka.common.errors import InputError, Unavailable
 from kolejka.common.settings import ClientSettings
 from tests.integration.server_process import Caller, Server
 from tests.neighbours.s3 import S3
@@ -438,6 +438,26 @@ def test_parts_of_other_bytes_are_forgotten_and_sent_anew(
         store = Store(client, monkeypatch)
         assert client.put_blob(tmp_path / "large") == sha
     assert store.bytes == 2 * len(data) - plan["part_size"]  # type: ignore[operator]
+
+
+def test_a_server_that_knows_no_parts_is_asked_without_them(
+    ala: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = ala.ask("POST", f"/blobs/{SHA}/upload", {"size": 1, "pieces": True}, status=422)
+    assert unknown.error == ("invalid", "pieces"), "so does an older one speak of parts"
+    (tmp_path / "big").write_bytes(DATA + b"older")
+    with client_of(ala) as client:
+        whole, asked = client.transport.request, []
+
+        def request(method: str, where: str, **words: Any) -> object:
+            asked.append(words.get("json") or {})
+            if "parts" in asked[-1]:
+                raise InputError("there is no such field", field="parts")
+            return whole(method, where, **words)
+
+        monkeypatch.setattr(client.transport, "request", request)
+        client.put_blob(tmp_path / "big")
+    assert ["parts" in words for words in asked] == [True, False, False]
 
 
 @pytest.mark.needs("s3")
