@@ -181,6 +181,9 @@ class MemoryV1(Files, MemoryController):
     oom_control = FieldsFile("memory.oom_control", "under_oom", "oom_kill")  # oom_kill from 4.13
     figures = FieldsFile("memory.stat", "total_rss", "total_cache", "total_swap")
     memsw_limit = IntegerFile("memory.memsw.limit_in_bytes")  # with swapaccount=1
+    sockets_limit = IntegerFile(
+        "memory.kmem.tcp.limit_in_bytes"
+    )  # of UDP and others too; from 3.3, without CONFIG_INET never
     event_control = BaseFileInterface("cgroup.event_control", writeonly=True)
 
 

@@ -7,7 +7,8 @@ joined when the first CPU limit is set, because changing it is the dearest of al
 
 Facts used here: processes may live in inner groups; ``oom_kill`` in ``memory.oom_control`` counts the victim's own
 group only, while the eventfd fires for the group whose limit was met and for all below it; ``memsw`` bounds memory and
-swap together and can never be below the memory limit, so the order of the two writes matters both ways.
+swap together and can never be below the memory limit, so the order of the two writes matters both ways. What waits in
+sockets of the network is counted apart from all other memory: it gets a bound of its own, of the same size.
 """
 
 from __future__ import annotations
@@ -97,6 +98,11 @@ class V1Tree(Tree):
     def counts_swap(self) -> bool:
         """Whether this kernel counts swap (swapaccount=1)."""
         return self.door.exists(os.fsencode(self.mounts["memory"].point) + b"/memory.memsw.limit_in_bytes")
+
+    @cached_property
+    def counts_sockets(self) -> bool:
+        """Whether this kernel counts the memory of sockets."""
+        return self.door.exists(os.fsencode(self.mounts["memory"].point) + b"/memory.kmem.tcp.limit_in_bytes")
 
     @cached_property
     def cpuset_top(self) -> bytes:
@@ -286,6 +292,8 @@ class V1Group(Group):
             self._pids.max = int(values["pids"])
         if "memory" in values or "swap" in values:
             self._apply_memory(values.get("memory"), values.get("swap"))
+        if fresh and self.above is not None and "memory" not in values:
+            self._count_sockets(_UNLIMITED)
         if pin is not None:
             self._apply_pin(pin, fresh=fresh)
 
@@ -327,6 +335,15 @@ class V1Group(Group):
                     "the session holds more memory than that already; set the limit before it starts", field="memory"
                 ) from None
             raise
+        self._count_sockets(limit)
+
+    def _count_sockets(self, limit: int) -> None:
+        """Bound what the network's sockets hold: version 1 counts it apart from memory, and only where it has a limit.
+
+        That goes for each group by itself: a nested one must have a limit too, or its sockets count nowhere.
+        """
+        if self._tree.counts_sockets:
+            self._memory.sockets_limit = limit
 
     def _apply_pin(self, pin: Pin, *, fresh: bool) -> None:
         joining = fresh or self.cpuset_holder() is not self

@@ -202,6 +202,35 @@ def test_swap_is_limited_without_a_memory_limit_too(tree, group):
         assert int(both) < 1 << 62
 
 
+_QUEUE = """
+import socket
+input()
+door = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+door.bind(("127.0.0.1", 0))
+door.sendto(bytes(60000), door.getsockname())
+print("queued", flush=True)
+input()
+"""
+
+
+def test_what_waits_in_sockets_is_counted_below_a_limit_on_memory(tree, group):
+    if not isinstance(tree, V1Tree) or not tree.counts_sockets:
+        return  # version 2 counts it as memory
+    group.apply(Limits.of(memory=64 << 20), None)
+    inner = tree.group(group, "two")
+    inner.create()
+    inner.apply(Limits(), None)
+    files = group.folders["memory"] + b"/memory.kmem.tcp."
+    assert tree.door.read(files + b"limit_in_bytes") == str(64 << 20)
+    command = [sys.executable, "-c", _QUEUE]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        inner.attach(process.pid)
+        process.stdin.write("\n")
+        assert process.stdout.readline() == "queued\n"
+        assert int(tree.door.read(files + b"usage_in_bytes")) >= 60000
+        process.stdin.write("\n")
+
+
 def test_cpus_are_pinned_for_those_inside_and_those_to_come(tree, group, sleeper):
     cpu = min(tree.cpus())
     early, late = sleeper(), sleeper()

@@ -1,0 +1,28 @@
+// about: lets the network's buffers hold what its memory may not; an exit code of 1 means that they did
+// verdict: ok
+// limits: {"memory": "32M", "time": "60s"}
+#include <arpa/inet.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+enum { SOCKETS = 3000, SIZE = 60000 };
+static char block[SIZE];
+int main(void) {
+  struct rlimit files;
+  getrlimit(RLIMIT_NOFILE, &files);
+  files.rlim_cur = files.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &files);
+  struct sockaddr_in name = {AF_INET};
+  socklen_t size = sizeof name;
+  int opened[SOCKETS], count = 0, sender = socket(AF_INET, SOCK_DGRAM, 0);
+  for (; count < SOCKETS; count++) {
+    name.sin_port = 0;
+    name.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if ((opened[count] = socket(AF_INET, SOCK_DGRAM, 0)) < 0) break;
+    if (bind(opened[count], (void *)&name, size) || getsockname(opened[count], (void *)&name, &size)) return 2;
+    for (int i = 0; i < 3; i++) sendto(sender, block, SIZE, MSG_DONTWAIT, (void *)&name, size);
+  }
+  long held = 0;
+  while (count--) for (long got; (got = recv(opened[count], block, SIZE, MSG_DONTWAIT)) > 0;) held += got;
+  return held > 64 << 20;
+}
