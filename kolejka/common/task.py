@@ -29,6 +29,9 @@ QUEUE_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
 MAX_ARGUMENT: Final = 131071
 """Bytes of the longest argument or variable that Linux gives to a program (MAX_ARG_STRLEN, less the NUL)."""
+MAX_WORDS: Final = 3 << 19
+"""Bytes of all of them together: a quarter of the usual stack, less what a runtime adds."""
+_POINTER: Final = 8
 _TEXT: Final = {"type": "string", "minLength": 1, "maxLength": 4096}
 _NAME: Final = {"type": "string", "minLength": 1, "maxLength": 4096, "format": "safe-name"}
 _FILE: Final[dict[str, Any]] = {
@@ -296,6 +299,11 @@ class Task:
                 raise InputError(
                     f"this is longer than {MAX_ARGUMENT} bytes; pass it as a file", field=f"environment.{name}"
                 )
+        words = [*self.args, *(f"{name}={value}" for name, value in self.environment.items())]
+        if sum(len(os.fsencode(word)) + 1 + _POINTER for word in words) > MAX_WORDS:
+            raise InputError(
+                f"with the environment these are more than {MAX_WORDS} bytes; pass them as a file", field="args"
+            )
         _check_no_file_is_a_folder(self.files, "files")
 
     @classmethod

@@ -280,3 +280,12 @@ def test_an_argument_that_no_program_can_be_given_is_refused() -> None:
     with pytest.raises(InputError, match="longer than 131071 bytes"):
         Task.parse({"args": ["x" * 131072]})
     assert Task.parse({"args": ["x" * 131071]})
+
+
+def test_arguments_and_environment_together_are_what_linux_takes() -> None:
+    many = ["x" * 100_000] * 10
+    assert Task.parse({"args": many})
+    with pytest.raises(InputError, match="args: with the environment"):
+        Task.parse({"args": many, "environment": {f"V{number}": word for number, word in enumerate(many)}})
+    with pytest.raises(InputError, match="args: with the environment"):
+        Task.parse({"args": ["true"] + [""] * 200_000})

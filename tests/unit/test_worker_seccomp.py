@@ -76,6 +76,38 @@ def test_sockets_of_dangerous_families_are_refused() -> None:
     assert answer(NATIVE, X86, 41, 40) == refused(errno.EAFNOSUPPORT)
 
 
+def test_no_socket_is_made_by_a_call_that_hides_its_family() -> None:
+    assert answer(NATIVE, I386, 102, 1) == refused(errno.ENOSYS)
+    assert answer(NATIVE, I386, 102, 9) == ALLOW
+
+
+def test_bits_that_the_kernel_ignores_change_nothing() -> None:
+    high = 1 << 32
+    assert answer(NATIVE, X86, 41, high | 40) == refused(errno.EAFNOSUPPORT)
+    assert answer(NATIVE, X86, 16, 0, high | 0x5412) == refused(errno.EPERM)
+    assert answer(NATIVE, X86, 135, high | 0x0400000) == refused(errno.EPERM)
+    assert engine_refuses("socket", high | 40)
+    assert engine_refuses("ioctl", 0, high | 0x5412)
+    assert engine_refuses("clone", high | 0x10000000)
+
+
+def engine_refuses(name: str, *arguments: int) -> bool:
+    """What the profile says, as libseccomp compares."""
+    rules = [rule for rule in json.loads(seccomp.profile())["syscalls"] if rule["names"] == [name]]
+    words = [rule["args"][0] for rule in rules]
+    assert {word["op"] for word in words} == {"SCMP_CMP_MASKED_EQ"}
+    return any(arguments[word["index"]] & word["value"] == word["valueTwo"] for word in words)
+
+
+def test_personalities_in_the_profile_are_the_same() -> None:
+    for value in seccomp.PERSONALITIES:
+        assert not engine_refuses("personality", value)
+    for bit in range(32):
+        allowed = 1 << bit in seccomp.PERSONALITIES
+        assert engine_refuses("personality", 1 << bit) is not allowed, hex(1 << bit)
+        assert engine_refuses("personality", 0xFFFFFFFF ^ 1 << bit), hex(1 << bit)
+
+
 def test_personalities_are_the_harmless_ones() -> None:
     for value in seccomp.PERSONALITIES:
         assert answer(NATIVE, X86, 135, value) == ALLOW
@@ -106,5 +138,5 @@ def test_the_profile_for_engines_denies_the_same_names() -> None:
     profile = json.loads(seccomp.profile())
     denied = {name for rule in profile["syscalls"] for name in rule["names"]}
     assert denied >= {*seccomp.DENIED, "clone", "clone3", "socket", "ioctl"}
-    flags = sum(rule["args"][0]["value"] for rule in profile["syscalls"] if rule["names"] == ["clone"])
+    flags = sum(rule["args"][0]["valueTwo"] for rule in profile["syscalls"] if rule["names"] == ["clone"])
     assert flags == seccomp.NAMESPACES

@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import operator
 import platform
 import struct
 from typing import Final
@@ -54,6 +55,9 @@ _CLONE3: Final = (435, 435, 435)
 _SOCKET: Final = (41, 198, 359)
 _PERSONALITY: Final = (135, 92, 136)
 _IOCTL: Final = (16, 29, 54)
+_SOCKETCALL: Final = (None, None, 102)
+_SYS_SOCKET: Final = 1
+"""the number by which ``socketcall`` makes a socket: its family lies in memory, where no filter sees it"""
 
 NAMESPACES: Final = 0x7E020080
 """The CLONE_NEW… flags of ``clone``: user, pid, net, ipc, uts, cgroup, mount, time."""
@@ -73,6 +77,7 @@ _X32: Final = 0x40000000
 
 _LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
+_WORD: Final = 0xFFFFFFFF
 _ALLOW: Final = 0x7FFF0000
 _KILL: Final = 0x80000000
 
@@ -107,6 +112,14 @@ def _rules(column: int) -> list[Instruction]:
         _fail(errno.EAFNOSUPPORT),
         (_RETURN, 0, 0, _ALLOW),
     ]
+    if _SOCKETCALL[column] is not None:  # programs of the last ten years call socket itself
+        rules += [
+            (_JUMP_EQUAL, 0, 4, _SOCKETCALL[column] or 0),
+            (_LOAD, 0, 0, _FIRST_ARGUMENT),
+            (_JUMP_EQUAL, 0, 1, _SYS_SOCKET),
+            _fail(errno.ENOSYS),
+            (_RETURN, 0, 0, _ALLOW),
+        ]
     rules += [
         (_JUMP_EQUAL, 0, len(PERSONALITIES) + 3, _PERSONALITY[column]),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
@@ -125,32 +138,36 @@ def _rules(column: int) -> list[Instruction]:
 
 @functools.cache
 def profile() -> str:
-    """The same filter as container engines take it: a JSON profile, applied by name for every machine."""
-    arguments = [
-        ("clone", errno.EPERM, {"index": 0, "value": NAMESPACES & 1 << bit, "valueTwo": NAMESPACES & 1 << bit})
-        for bit in range(32)
-        if NAMESPACES & 1 << bit
-    ]
+    """The same filter as container engines take it: a JSON profile, applied by name for every machine.
+
+    Every argument here is 32 bits to the kernel, which ignores what stands above them, and so must each comparison.
+    """
     rules: list[dict[str, object]] = [
         {"names": list(DENIED), "action": "SCMP_ACT_ERRNO", "errnoRet": errno.EPERM},
         {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS},
     ]
-    rules += [
-        {"names": [name], "action": "SCMP_ACT_ERRNO", "errnoRet": code, "args": [{**words, "op": "SCMP_CMP_MASKED_EQ"}]}
-        for name, code, words in arguments
-    ]
-    equal = [("socket", errno.EAFNOSUPPORT, 0, family) for family in FAMILIES_DENIED]
-    equal.append(("ioctl", errno.EPERM, 1, TIOCSTI))
-    rules += [
-        {
-            "names": [name],
-            "action": "SCMP_ACT_ERRNO",
-            "errnoRet": code,
-            "args": [{"index": index, "value": value, "op": "SCMP_CMP_EQ"}],
-        }
-        for name, code, index, value in equal
-    ]
+
+    def refuse(name: str, code: int, index: int, mask: int, value: int) -> None:
+        words = {"index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
+        rules.append({"names": [name], "action": "SCMP_ACT_ERRNO", "errnoRet": code, "args": [words]})
+
+    for bit in _bits(NAMESPACES):
+        refuse("clone", errno.EPERM, 0, bit, bit)
+    for family in FAMILIES_DENIED:
+        refuse("socket", errno.EAFNOSUPPORT, 0, _WORD, family)
+    refuse("ioctl", errno.EPERM, 1, _WORD, TIOCSTI)
+    # A value is refused for a bit that no allowed one has, unless it is the question, which has them all.
+    *values, question = PERSONALITIES
+    highest = 1 << 31
+    for bit in _bits(question & ~highest & ~functools.reduce(operator.or_, values)):
+        refuse("personality", errno.EPERM, 0, bit | highest, bit)
+    for bit in _bits(question & ~highest):
+        refuse("personality", errno.EPERM, 0, bit | highest, highest)
     return json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "archMap": _ARCHITECTURE_MAP, "syscalls": rules})
+
+
+def _bits(word: int) -> list[int]:
+    return [1 << bit for bit in range(32) if word & 1 << bit]
 
 
 @functools.cache
