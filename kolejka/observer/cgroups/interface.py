@@ -27,10 +27,12 @@ from kolejka.common.checks import Check
 from kolejka.common.errors import NodeError, NotFound
 from kolejka.common.limits import Limits
 from kolejka.common.stats import Stats
-from kolejka.observer.cgroups.files import Door, GroupGone, explain
+from kolejka.observer.cgroups.files import Door, GroupGone, explain, read_whole
 
 KILL_S: Final = 10.0
 """How long the processes of a killed or frozen group may take; beyond it something is stuck in the kernel."""
+_SPARED_S: Final = 0.005
+"""After so long whoever still lives is killed by a signal of its own."""
 _AGAIN_S: Final = 0.5
 """After so long the kill is repeated: somebody may have been moved in meanwhile."""
 _PF_EXITING: Final = 0x4
@@ -186,12 +188,23 @@ class Group(abc.ABC):
         deadline = time.monotonic() + timeout_s
         while True:
             self.kill()
+            with suppress(NodeError):  # some are left
+                self.wait_until_empty(min(_SPARED_S, timeout_s))
+                return
+            self._kill_spared()
             try:
                 self.wait_until_empty(min(_AGAIN_S, timeout_s))
                 return
             except NodeError:
                 if time.monotonic() > deadline:
                     raise
+
+    def _kill_spared(self) -> None:
+        """Kill by one signal each those whom ``cgroup.kill`` spares: processes whose first thread has left alone."""
+        for pid in self.pids():
+            if _lives(pid):
+                with suppress(ProcessLookupError):  # gone meanwhile
+                    os.kill(pid, signal.SIGKILL)
 
     def living(self) -> int:
         """Processes in the group that nobody is ending yet: not dead, not dying, no SIGKILL on its way."""
@@ -329,18 +342,26 @@ class Owner:
 
 
 def _lives(pid: int) -> bool:
+    """Whether any thread of a process is neither dead, nor dying, nor about to."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as source:
-            words = source.read().rpartition(b")")[2].split()
-        if words[0] in (b"Z", b"X") or int(words[6]) & _PF_EXITING:
-            return False
-        with open(f"/proc/{pid}/status", "rb") as source:
-            for line in source:
-                if line.startswith((b"SigPnd:", b"ShdPnd:")) and int(line.split()[1], 16) & _SIGKILL_BIT:
-                    return False
+        threads, lives = _look_at(b"/proc/%d" % pid)
+        if lives or threads == 1:
+            return lives
+        return any(_look_at(b"/proc/%d/task/%s" % (pid, thread))[1] for thread in os.listdir(b"/proc/%d/task" % pid))
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return True
+
+
+def _look_at(place: bytes) -> tuple[int, bool]:
+    """How many threads a process has, and whether the one that is looked at lives (of a process: its first one)."""
+    words = read_whole(place + b"/stat").rpartition(b")")[2].split()
+    threads = int(words[17])
+    if words[0] in (b"Z", b"X") or int(words[6]) & _PF_EXITING:
+        return threads, False
+    for line in read_whole(place + b"/status").splitlines():
+        if line.startswith((b"SigPnd:", b"ShdPnd:")) and int(line.split()[1], 16) & _SIGKILL_BIT:
+            return threads, False
+    return threads, True
 
 
 def no_such_process(pid: int) -> NotFound:

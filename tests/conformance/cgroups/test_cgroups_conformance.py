@@ -159,6 +159,27 @@ def test_kill_ends_stopped_and_frozen_processes(group, sleeper):
     assert group.living() == 0
 
 
+_LEADERLESS = """
+import ctypes, platform, threading, time
+threading.Thread(target=time.sleep, args=(1000,)).start()
+input()
+ctypes.CDLL(None).syscall({"x86_64": 60}.get(platform.machine(), 93), 0)  # exit, of one thread
+"""
+
+
+def test_kill_ends_a_process_whose_first_thread_has_left(tree, group):
+    if is_played(tree):
+        return
+    with subprocess.Popen([sys.executable, "-c", _LEADERLESS], stdin=subprocess.PIPE) as process:
+        group.attach(process.pid)
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        wait_until(lambda: Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "Z", about="its leader left")
+        assert group.living() == 1
+        group.kill_until_empty()
+        assert process.wait() == -signal.SIGKILL
+
+
 def test_frozen_processes_stand_still_until_they_are_thawed(tree, group, sleeper, tmp_path):
     beat = tmp_path / "beat"
     code = f"import time\nwhile True:\n open({str(beat)!r}, 'a').write('x')\n time.sleep(0.001)"
