@@ -32,7 +32,7 @@ class _Figures:
         values: dict[str, Any] = {}
         for name, value in data.items():
             if name in known and value is not None:
-                nested, each = (known[name].metadata.get(kind) for kind in ("figures", "each"))
+                nested, each = known[name]
                 try:
                     if each:
                         values[name] = _parse_each(each, value)
@@ -65,9 +65,9 @@ class _Figures:
 
 
 @functools.cache
-def _declared(cls: type[_Figures]) -> dict[str, dataclasses.Field[Any]]:
-    """A group's figures by name."""
-    return {f.name: f for f in dataclasses.fields(cls)}
+def _declared(cls: type[_Figures]) -> dict[str, tuple[type[_Figures] | None, type[_Figures] | None]]:
+    """A group's figures by name: the group that one is, and the group that is there for each of several things."""
+    return {f.name: (f.metadata.get("figures"), f.metadata.get("each")) for f in dataclasses.fields(cls)}
 
 
 def _number(value: object) -> int | float:

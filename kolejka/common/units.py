@@ -26,9 +26,14 @@ _TIME_UNITS: Final = {
     "": 1.0, "s": 1.0, "ms": 1e-3, "m": 1e-3, "us": 1e-6, "µs": 1e-6, "µ": 1e-6, "ns": 1e-9, "n": 1e-9,
     "min": 60.0, "M": 60.0, "h": 3600.0, "d": 86400.0,
 }  # fmt: skip
+_PLAIN: Final = (int, float)
 _DECIMAL: Final = r"[0-9]+(?:\.[0-9]+)?"
 SIZE_PATTERN: Final = rf"^{_DECIMAL} ?(?:[kKmMgGtTpP](?:[iI]?[bB])?|[bB])?$"
 TIME_PATTERN: Final = rf"^{_DECIMAL} ?(?:ns|us|µs|ms|s|min|h|d|M|m|µ|n)?$"
+_SIZE: Final = re.compile(SIZE_PATTERN)
+_SIZE_PARTS: Final = re.compile(rf"({_DECIMAL}) ?([kmgtp]?)")
+_TIME: Final = re.compile(TIME_PATTERN)
+_TIME_PARTS: Final = re.compile(rf"({_DECIMAL}) ?(.*)$")
 
 
 def _is_number(value: object) -> bool:
@@ -37,15 +42,17 @@ def _is_number(value: object) -> bool:
 
 def parse_size(value: object) -> int:
     """Read ``64M``, ``1.5G``, ``512KiB``, ``67108864b`` or a bare number of bytes. InputError on anything else."""
+    if type(value) is int and 0 <= value <= MAX_SIZE:  # as programs write it
+        return value
     if _is_number(value):
         text = format(value, "f") if isinstance(value, float) and math.isfinite(value) else str(value)
     elif isinstance(value, str):
         text = value.strip()
     else:
         text = ""
-    if not re.match(SIZE_PATTERN, text):
+    if not _SIZE.match(text):
         raise InputError(f"{value!r} is not a size; write a number with K, M, G or T, such as 64M or 1.5G")
-    match = re.match(rf"({_DECIMAL}) ?([kmgtp]?)", text.lower())
+    match = _SIZE_PARTS.match(text.lower())
     assert match is not None  # SIZE_PATTERN is a subset
     multiple: int = 1024 ** _SIZE_POWERS[match[2]]
     size = round(float(match[1]) * multiple) if "." in match[1] else int(match[1]) * multiple
@@ -56,15 +63,17 @@ def parse_size(value: object) -> int:
 
 def parse_time(value: object) -> float:
     """Read ``1s``, ``100ms``, ``2min``, ``1.5h``, ``1d`` or a bare number of seconds. InputError on anything else."""
+    if type(value) in _PLAIN and 0 <= value <= MAX_TIME:  # type: ignore[operator] # it is one of these
+        return float(format(value, ".9f"))
     if _is_number(value):
         text = format(value, ".9f") if isinstance(value, float) and math.isfinite(value) else str(value)
     elif isinstance(value, str):
         text = value.strip()
     else:
         text = ""
-    if not re.match(TIME_PATTERN, text):
+    if not _TIME.match(text):
         raise InputError(f"{value!r} is not a time; write a number with ms, s, min, h or d, such as 100ms or 1.5h")
-    match = re.match(rf"({_DECIMAL}) ?(.*)$", text)
+    match = _TIME_PARTS.match(text)
     assert match is not None  # TIME_PATTERN is a subset
     seconds = float(match[1]) * _TIME_UNITS[match[2]]
     if seconds > MAX_TIME:

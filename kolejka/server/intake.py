@@ -82,8 +82,9 @@ class Door:
         self, db: Connection, intakes: Collection[Intake], caller: Caller, now: float, *, keys: Collection[str] = ()
     ) -> None:
         self._db, self._caller, self._now = db, caller, now
-        self._known = tasks.ids_by_keys(db, caller.user_id, keys)
-        self._queues = queues.by_names(db, {intake.task.queue for intake in intakes})
+        known = tasks.ids_by_keys(db, caller.user_id, keys)
+        policies = queues.by_names(db, {intake.task.queue for intake in intakes})
+        self._known, self._queues = known(), policies()
         calls = any(intake.task.callback_url is not None for intake in intakes)
         self._has_secret = calls and callbacks.has_secret(db, caller.user_id)
         shas = {sha for intake in intakes for sha in intake.references.values()}

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import itertools
 import logging
 import os
@@ -45,6 +46,8 @@ KEEPALIVE_S: Final = 75
 STALL_S: Final = 120
 """an upload that brings nothing for so long is broken off, and a worker that stands still for so long is replaced"""
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
+_GARBAGE: Final = 10_000
+"""objects that are made before the collector looks: a bulk put makes very many at once, and most end by themselves"""
 _SWITCH_S: Final = 0.001
 """the event loop takes over from the writing thread after this long, not after Python's 5 ms"""
 
@@ -172,6 +175,9 @@ class Server(BaseApplication):
 
     def _serving(self, worker: Any) -> None:
         """The application is loaded (in the worker); what connects from now on is answered."""
+        gc.collect()
+        gc.freeze()  # what is there now stays: looking through it again and again finds nothing
+        gc.set_threshold(_GARBAGE)
         announce(self._settings, self._url, worker.ppid)
         if worker.age == 1:  # once is enough, however many serve
             self._ready(self._url)

@@ -21,7 +21,7 @@ ONLY = {
     "playhouse": ["server/storage/"],
     "cysqlite": ["server/storage/"],
     "sqlite3": ["server/storage/"],
-    "psycopg": ["server/storage/postgres.py"],
+    "psycopg": ["server/storage/postgres.py", "server/storage/pipeline.py"],
     "falcon": ["server/app.py", "server/api/", "server/web/", "observer/app.py", "observer/server.py"],
     "gunicorn": ["server/", "observer/"],
     "cgroupspy": ["observer/cgroups/"],

@@ -15,15 +15,34 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from kolejka.common.limits import Limits
+from kolejka.common.task import Task
+from kolejka.server import intake
 from kolejka.server.auth.roles import Role
 from kolejka.server.auth.tokens import Caller
 from kolejka.server.scheduling.classes import Classes
+from kolejka.server.storage.base import Connection
 from kolejka.server.storage.sqlite import SqliteStore, migrate
 from tests.conformance.storage.conftest import Cluster
 
 ROUNDS = 40
 CLAIMS = 5
 PIECE = 10_000
+
+
+def put(cluster: Cluster, owner: Caller, count: int, **words: object) -> None:
+    """So many tasks in one transaction, as a bulk put does."""
+    considered = intake.consider(
+        Task.parse({"args": ["true"], **words}), defaults=Limits.of(cpus=1, memory="64M", time="10s"), ceilings=Limits()
+    )
+
+    def work(db: Connection) -> None:
+        door = intake.Door(db, [considered], owner, cluster.wall)
+        for _ in range(count):
+            door.admit(considered, None)
+        door.close()
+
+    cluster.store.write(work).result()
 
 
 def filled(folder: Path, tasks: int, stack: ExitStack) -> tuple[Cluster, Caller]:
@@ -38,8 +57,8 @@ def filled(folder: Path, tasks: int, stack: ExitStack) -> tuple[Cluster, Caller]
     while left > 0:
         count = min(PIECE, max(left // 4, 1))
         for owner in owners:
-            cluster.put(owner, count=count)
-            cluster.put(owner, count=count, requires=["gpu"], priority=3)
+            put(cluster, owner, count)
+            put(cluster, owner, count, requires=["gpu"], priority=3)
         left -= 4 * count
     return cluster, cluster.user("smith", Role.NODE)
 

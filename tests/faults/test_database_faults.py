@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
-import psycopg
 import pytest
 
 from kolejka.common.errors import Unavailable
 from kolejka.server.storage import postgres as engine
 from kolejka.server.storage import users
 from kolejka.server.storage.base import Announcement, Connection, Missed, TaskDone
+from kolejka.server.storage.pipeline import Pipeline, Sent
 from kolejka.server.storage.postgres import PostgresStore
 from tests.neighbours.postgres import Postgres
 from tests.support import wait_until
@@ -122,22 +122,21 @@ def test_a_commit_whose_answer_is_lost_is_neither_forgotten_nor_repeated(
     url: str, store: PostgresStore, heard: list[Announcement], monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
     """The connection dies as COMMIT is sent: once after the database has done it, once before."""
-    execute, tries = psycopg.Connection.execute, list[int]()
+    send, tries = Pipeline.send, list[int]()
 
-    def broken(self: psycopg.Connection, query: object, *words: object, **more: object) -> object:
-        if query != "COMMIT" or tries:
-            return execute(self, query, *words, **more)  # type: ignore[arg-type]
+    def broken(self: Pipeline, text: str, values: Sequence[object] = ()) -> Sent:
+        if text != "COMMIT" or tries:
+            return send(self, text, values)
         tries.append(1)
         if committed:
-            with self.pipeline() as pipeline:  # inside the transaction's own
-                execute(self, query)  # type: ignore[arg-type]
-                pipeline.sync()
+            send(self, text, values)
+            self.settle()
         with contextlib.closing(socket.socket(fileno=self.fileno())) as line:
             line.shutdown(socket.SHUT_RDWR)
             line.detach()
-        return execute(self, "SELECT 1")
+        return send(self, "SELECT 1")
 
-    monkeypatch.setattr(psycopg.Connection, "execute", broken)
+    monkeypatch.setattr(Pipeline, "send", broken)
     counts: list[int] = []
 
     def work(db: Connection) -> int:

@@ -246,9 +246,8 @@ def _handed(result: Result) -> claims.Handed:
 
 
 def _tell_idle(db: Connection, nodes_of: set[str]) -> None:
-    for node in sorted(nodes_of):
-        if not leases.any_on(db, node):
-            db.announce(NodeChanged(node))
+    busy = {node: leases.any_on(db, node) for node in sorted(nodes_of)}
+    db.announce_then(lambda: [NodeChanged(node) for node in busy if not busy[node]()])
 
 
 def _count(deps: Deps, call: Call, lease: int, result: Result, answer: tuple[Held, str] | KolejkaError) -> None:

@@ -27,7 +27,7 @@ from kolejka.server.scheduling.classes import Classes
 from kolejka.server.scheduling.match import Offer, take
 from kolejka.server.scheduling.rescue import Loss, Next, Watched, after_loss, after_result, loss
 from kolejka.server.scheduling.rules import Moment, Rules
-from kolejka.server.scheduling.turn import Taken, Turn
+from kolejka.server.scheduling.turn import Outlook, Taken, Turn
 from kolejka.server.storage import blobs, events, leases, nodes, tasks
 from kolejka.server.storage.base import CancelAsked, Connection, TaskWaiting
 from kolejka.server.storage.leases import Held, OnNode
@@ -37,6 +37,7 @@ ON_ITS_WAY_S = 10.0
 """an answer to a claim that takes longer does not arrive"""
 _RELEASED = "released"
 _USUAL = Rules()
+_SORTED = json.JSONEncoder(sort_keys=True).encode
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ def claim(
     else:
         stands = nodes.stands(db, node)
     runs = leases.on(db, node)  # asked behind the lock, so it knows of every claim before this one
+    outlook = Outlook.ask(db, request.offer, rules, classes, now) if request.slots else None
     standing = stands()
     turn = standing.claim if arrives else request.turn
     there = runs()
@@ -154,7 +156,9 @@ def claim(
     offer = replace(request.offer, free=free, idle=request.offer.idle and not there)
     if slots <= 0:
         return Claimed(cancel=cancel, turn=turn, log=log)
-    taken = Turn(db, node, request.queues, offer, slots, rules, classes, now).take()
+    if outlook is None:
+        return Claimed(cancel=cancel, offer=offer, turn=turn, log=log)
+    taken = Turn(db, outlook, node, request.queues, offer, slots, rules, classes, now).take()
     given = _give(db, taken, node, rules, now)
     return Claimed(
         tuple(given), cancel, None if taken.waits else offer, turn=turn, log=log, held=taken.waits or taken.full
@@ -221,8 +225,7 @@ class Handed:
     def of(cls, result: Result) -> Handed:
         """Made ready for ``accept``."""
         words = {name: value for name, value in result.to_json().items() if name != "id"}
-        text = json.dumps(words, sort_keys=True)
-        return cls(result, words, hashlib.sha256(text.encode()).hexdigest())
+        return cls(result, words, hashlib.sha256(_SORTED(words).encode()).hexdigest())
 
 
 def _show_lease(db: Connection, lease: int, user_id: int) -> Held:

@@ -36,13 +36,29 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What every turn goes by, asked for in one round trip."""
+class Outlook:
+    """What a turn goes by, asked for in one round trip, if anything waits that the node could ever run."""
 
+    since: int
+    """what of the board is known"""
+    lines: Mapping[tuple[int, str], list[Entry]]
     gates: Callable[[], Mapping[str, Gate]]
     reservations: Callable[[], list[Reservation]]
     running: Asked
     past: Callable[[], Mapping[int, float]]
+
+    @classmethod
+    def ask(cls, db: Connection, offer: Offer, rules: Rules, classes: Classes, now: Moment) -> Outlook | None:
+        """``None``: nothing waits. What is free on the node makes no difference."""
+        since = classes.board.serial
+        lines = classes.lines(db, offer)
+        if not lines:
+            return None
+        return cls(
+            since, lines, queues.gates(db), usage.reservations(db, heard_after=now.wall - rules.heartbeat_s),
+            leases.running(db),
+            usage.of_owners(db, {owner for owner, _ in lines}, half_life_s=rules.half_life_s, now=now.wall),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,7 @@ class Turn:
     """A claim of a node that could take ``slots`` tasks of ``queues`` (none named: all)."""
 
     db: Connection
+    outlook: Outlook
     node: str
     queues: frozenset[str]
     offer: Offer
@@ -62,9 +79,6 @@ class Turn:
 
     def take(self) -> Taken:
         """Choose and take in hand, and reserve the node where that is due."""
-        since = self.classes.board.serial
-        if not self._all_lines:
-            return Taken()
         if not self._lines:
             return Taken()
         if self._quotas.any:
@@ -85,7 +99,7 @@ class Turn:
             if hold is not None and hold.number in lost:
                 hold = None
         for name, first in chosen.firsts.items():
-            self.classes.board.looked(name, first, since)
+            self.classes.board.looked(name, first, self.outlook.since)
         for one in self._reservations:
             if one.number in given:
                 usage.unreserve(self.db, one.number)
@@ -93,27 +107,13 @@ class Turn:
         return Taken(chosen.choices, waits, chosen.full, self.offer.total.get("cpus"), in_hand)
 
     @cached_property
-    def _asked(self) -> _Asked:
-        owners = {owner for owner, _ in self._all_lines}
-        return _Asked(
-            queues.gates(self.db),
-            usage.reservations(self.db, heard_after=self.now.wall - self.rules.heartbeat_s),
-            leases.running(self.db),
-            usage.of_owners(self.db, owners, half_life_s=self.rules.half_life_s, now=self.now.wall),
-        )
-
-    @cached_property
     def _quotas(self) -> Quotas:
-        return Quotas(self._asked.gates(), self.rules.running_per_owner)
-
-    @cached_property
-    def _all_lines(self) -> dict[tuple[int, str], list[Entry]]:
-        return self.classes.lines(self.db, self.offer)
+        return Quotas(self.outlook.gates(), self.rules.running_per_owner)
 
     @cached_property
     def _lines(self) -> dict[tuple[int, str], Line]:
         return {
-            (owner, queue): line for (owner, queue), line in self._all_lines.items() if self._takes_from(queue)
+            (owner, queue): line for (owner, queue), line in self.outlook.lines.items() if self._takes_from(queue)
         }  # fmt: skip
 
     def _takes_from(self, queue: str) -> bool:
@@ -121,13 +121,13 @@ class Turn:
 
     @cached_property
     def _reservations(self) -> list[Reservation]:
-        return self._asked.reservations()
+        return self.outlook.reservations()
 
     @cached_property
     def _running(self) -> list[Row]:
         if self._quotas.any:  # what was asked before the ceilings were locked is not good enough
             return leases.running(self.db)()
-        return self._asked.running()
+        return self.outlook.running()
 
     @cached_property
     def _load(self) -> Load:
@@ -135,7 +135,7 @@ class Turn:
 
     @cached_property
     def _shares(self) -> dict[int, float]:
-        past = self._asked.past()
+        past = self.outlook.past()
         runs = (Busy(owner, cpus, cpus * self.now.steady - starts) for owner, _, _, cpus, starts in self._running)
         return shares(past, [*runs, *(Busy(one.owner, one.cpus) for one in self._reservations)])
 

@@ -106,6 +106,11 @@ class Connection(Protocol):
         ``rows`` is how many it must change, where that is known; the work fails when it is another number.
         """
 
+    def table(self, rows: Sequence[Sequence[object]], kinds: Sequence[str]) -> tuple[str, list[object]]:
+        """SQL for a table of these values, at least one row, and the values; its columns are named ``column1`` and so
+        on and have these ``kinds``. For one statement that makes or changes many rows.
+        """
+
     def run_many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
         """The same change for each row of values."""
 
@@ -120,6 +125,12 @@ class Connection(Protocol):
 
     def announce(self, announcement: Announcement) -> None:
         """Tell the store's listener after the commit."""
+
+    def announce_then(self, made: Callable[[], Iterable[Announcement]]) -> None:
+        """The same for what is known only when everything is answered that was asked by ``soon``.
+
+        Only for announcements whose loss is made up for, as that of TaskWaiting, TaskDone and NodeChanged is.
+        """
 
 
 Work = Callable[[Connection], T]
@@ -155,19 +166,10 @@ def marks(values: Sequence[object]) -> str:
 
 
 def table(rows: Sequence[Sequence[object]], kinds: Sequence[str]) -> tuple[str, list[object]]:
-    """SQL for a table of these values, at least one row, and the values; its columns are named ``column1`` and so on.
-
-    For one statement that changes many rows: what differs between them comes from here. ``kinds`` are the types of the
-    columns, which the first row says for all.
-    """
+    """``Connection.table`` as every engine understands it; the first row says the types for all."""
     first = ", ".join(f"CAST(? AS {kind})" for kind in kinds)
     other = f", ({marks(kinds)})" * (len(rows) - 1)
     return f"(VALUES ({first}){other})", [value for row in rows for value in row]
-
-
-def lines(rows: Sequence[Sequence[object]]) -> tuple[str, list[object]]:
-    """``(?, ?), (?, ?)`` for rows of values to be inserted by one statement, at least one row, and the values."""
-    return ", ".join([f"({marks(rows[0])})"] * len(rows)), [value for row in rows for value in row]
 
 
 def pieces(values: Iterable[T], size: int = 1000) -> Iterator[list[T]]:

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from kolejka.server.storage.base import Connection, lines, marks, pieces
+from kolejka.server.storage.base import Connection, marks, pieces
 from kolejka.server.storage.blob_store import reference_at
 
 FRESH_S: Final = 10.0
@@ -260,5 +260,9 @@ def sizes(db: Connection, wanted: Collection[tuple[int, str]], user_id: int, now
 def refer(db: Connection, references: Iterable[tuple[int, str]], kind: str) -> None:
     """Record that tasks need (``input``) or made (``output``) blobs."""
     for some in pieces(sorted(set(references))):
-        text, values = lines([(number, sha, kind) for number, sha in some])
-        db.later(f"INSERT INTO blob_references (number, sha, kind) VALUES {text} ON CONFLICT DO NOTHING", *values)  # noqa: S608 marks
+        text, values = db.table([(number, sha, kind) for number, sha in some], ("BIGINT", "TEXT", "TEXT"))
+        db.later(
+            f"INSERT INTO blob_references (number, sha, kind) SELECT * FROM {text} AS v WHERE true"  # noqa: S608 marks
+            " ON CONFLICT DO NOTHING",
+            *values,
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any, Final
 
+from kolejka.common.states import TaskState
 from kolejka.server.storage.base import Connection, marks, pieces
 
 CANCELLING: Final = "cancelling"
@@ -16,15 +17,22 @@ DELETED: Final = "deleted"
 _COLUMNS: Final = ("id", "at", "what", "task_id", "queue", "lease", "node", "outcome")
 
 
+_RECORD: Final = (
+    "INSERT INTO events (at, what, task_id, owner_id, queue, lease, node, outcome)"
+    " SELECT ?, ?, id, owner_id, queue, lease, node, outcome FROM tasks"
+)
+
+
+def record_new(db: Connection, ids: Iterable[str], now: float) -> None:
+    """Write down that tasks wait which this transaction has made."""
+    for some in pieces(ids):
+        db.later(f"{_RECORD} WHERE id IN ({marks(some)}) ORDER BY number", now, TaskState.WAITING, *some)
+
+
 def record(db: Connection, numbers: Iterable[int], what: str, now: float) -> None:
     """Write down the same step of tasks: their new state, CANCELLING or DELETED."""
     for some in pieces(numbers):
-        db.later(
-            "INSERT INTO events (at, what, task_id, owner_id, queue, lease, node, outcome)"  # noqa: S608 marks
-            f" SELECT ?, ?, id, owner_id, queue, lease, node, outcome FROM tasks WHERE number IN ({marks(some)})"
-            " ORDER BY number",
-            now, what, *some,
-        )  # fmt: skip
+        db.later(f"{_RECORD} WHERE number IN ({marks(some)}) ORDER BY number", now, what, *some)
 
 
 def after(db: Connection, horizon: int, most: int) -> list[int]:

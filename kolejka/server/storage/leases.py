@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from kolejka.server.storage.base import Asked, Connection, lines, marks, pieces, table
+from kolejka.server.storage.base import Asked, Connection, marks, pieces
 
 
 @dataclass(frozen=True)
@@ -65,20 +65,28 @@ class Begun:
 
 def begin(db: Connection, begun: Sequence[Begun], node: str, *, wall: float, steady: float) -> dict[int, int]:
     """New attempts at tasks; task number → lease. ``wall`` is for the record, the clocks start at ``steady``."""
-    given = {number: lease for some in pieces(begun) for number, lease in db.rows(
-        "INSERT INTO attempts (number, node, state, started_at) VALUES "  # noqa: S608 marks
-        + ", ".join(["(?, ?, 'running', ?)"] * len(some)) + " RETURNING number, lease",
-        *(value for one in some for value in (one.number, node, wall)),
-    )}  # fmt: skip
+    given: dict[int, int] = {}
     for some in pieces(begun):
-        text, values = lines([
-            (given[one.number], one.number, one.owner_id, node, int(one.exclusive), steady,
-             None if one.deadline_s is None else steady + one.deadline_s, one.queue, one.cpus, steady)
-            for one in some
-        ])  # fmt: skip
+        text, values = db.table(
+            [(one.number, node, "running", wall) for one in some], ("BIGINT", "TEXT", "TEXT", "DOUBLE PRECISION")
+        )
+        given.update(db.rows(
+            f"INSERT INTO attempts (number, node, state, started_at) SELECT * FROM {text} AS v RETURNING number, lease",  # noqa: S608 marks
+            *values,
+        ))  # fmt: skip
+    for some in pieces(begun):
+        text, values = db.table(
+            [
+                (given[one.number], one.number, one.owner_id, node, int(one.exclusive), steady,
+                 None if one.deadline_s is None else steady + one.deadline_s, one.queue, one.cpus, steady)
+                for one in some
+            ],
+            ("BIGINT", "BIGINT", "INTEGER", "TEXT", "INTEGER", "DOUBLE PRECISION", "DOUBLE PRECISION", "TEXT",
+             "DOUBLE PRECISION", "DOUBLE PRECISION"),
+        )  # fmt: skip
         db.later(
             "INSERT INTO leases (lease, number, owner_id, node, exclusive, heartbeat_at, deadline_at, queue, cpus,"  # noqa: S608 marks
-            f" started_at) VALUES {text}",
+            f" started_at) SELECT * FROM {text} AS v",
             *values,
         )
     return given
@@ -103,7 +111,7 @@ def end(db: Connection, ended: Sequence[Ended], now: float) -> None:
             f"DELETE FROM leases WHERE lease IN ({_in_order(some)})", *(one.lease for one in some)  # noqa: S608 marks
         )  # fmt: skip
         rows = [(o.lease, o.state, o.outcome, o.message, o.result_hash, o.task_state) for o in some]
-        text, values = table(rows, ("BIGINT", *["TEXT"] * 5))
+        text, values = db.table(rows, ("BIGINT", *["TEXT"] * 5))
         db.later(
             "UPDATE attempts SET finished_at = ?, state = v.column2, outcome = v.column3, message = v.column4,"  # noqa: S608 marks
             f" result_hash = v.column5, task_state = v.column6 FROM {text} AS v WHERE lease = v.column1",
@@ -148,9 +156,10 @@ def on(db: Connection, node: str) -> Callable[[], list[OnNode]]:
     return lambda: [OnNode(*row) for row in rows()]
 
 
-def any_on(db: Connection, node: str) -> bool:
-    """Whether anything runs on the node."""
-    return db.row("SELECT 1 FROM leases WHERE node = ? LIMIT 1", node) is not None
+def any_on(db: Connection, node: str) -> Callable[[], bool]:
+    """Ask whether anything runs on the node."""
+    rows = db.soon("SELECT 1 FROM leases WHERE node = ? LIMIT 1", node)
+    return lambda: bool(rows())
 
 
 def running(db: Connection) -> Asked:

@@ -1,9 +1,9 @@
 """The scaled engine: PostgreSQL through psycopg, many server processes and hosts on one database.
 
 A few threads write and a few read, each with a connection of its own. A work is one transaction: READ COMMITTED for
-those that write, one read-only snapshot for those that read. Round trips are what costs, so those that write go
-through psycopg's pipeline: nothing waits for its answer but a query whose rows are used, and ``BEGIN`` and ``COMMIT``
-travel with what is done between them.
+those that write, one read-only snapshot for those that read. Round trips are what costs (``pipeline`` says why), so
+nothing waits for its answer but a query whose rows are used, and ``BEGIN`` and ``COMMIT`` travel with what is done
+between them.
 
 *What is tried again.* A deadlock, a serialization failure, a row that another transaction made under the same key: the
 work is done again, and sees what the other did. A connection that breaks before ``COMMIT`` was sent: nothing has
@@ -16,9 +16,13 @@ work is acknowledged, else it is done again. (PostgreSQL's own numbers of transa
 are given once more.) Only when the database stays away until the end of the patience is the caller told so; callers
 repeat, and keys, lease numbers and digests of results make the repetition the same as the first.
 
-*Who hears.* Announcements go to this process's listener at once, and to the others by one NOTIFY for each
-transaction, which carries this process's mark so that it passes over its own. When the listening connection was lost,
-``Missed`` is announced, since nobody knows what was.
+*Who hears.* Announcements go to this process's listener at once, and to the others by NOTIFY, which carries this
+process's mark so that it passes over its own. PostgreSQL holds one lock for all that notify from there to the end of
+their commit, so a transaction that notifies waits for the disk alone. What the service of each process looks for anyway
+in its rounds (``_LOOKED_FOR``) is therefore told after the commit, on the connection that hears the others: at once,
+or together with what gathers in the few milliseconds after that; should the process die in between, a round tells it.
+All else is told by the transaction itself. When that connection was lost, ``Missed`` is announced to all, since nobody
+knows what was.
 
 Sessions are bounded by the database itself: a statement that takes too long, and a transaction whose process stands
 still, are ended there, so that no stopped process keeps rows from the others.
@@ -29,27 +33,41 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import queue
+import re
 import secrets
 import select
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, get_args
 
 import peewee
 import psycopg
-from psycopg import errors, sql
+from psycopg import errors
 
 from kolejka.common.errors import InputError, NodeError, Unavailable
 from kolejka.server.storage import schema
-from kolejka.server.storage.base import Announcement, Asked, Listener, Missed, Row, Work
+from kolejka.server.storage.base import (
+    Announcement,
+    Asked,
+    Listener,
+    Missed,
+    NodeChanged,
+    Row,
+    TaskDone,
+    TaskWaiting,
+    Work,
+    table,
+)
+from kolejka.server.storage.pipeline import Pipeline, Sent
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -74,22 +92,45 @@ _SESSION: Final = {
     "statement_timeout": "30s", "lock_timeout": "20s", "idle_in_transaction_session_timeout": "60s",
     "timezone": "UTC", "client_encoding": "UTF8",
 }  # fmt: skip
+_WRITING: Final = {
+    **_SESSION, "plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}  # fmt: skip
+"""Works that write find rows by their keys: so their statements are planned once, and as for large tables, which they
+may have become since PostgreSQL looked at them last."""
 _AGAIN: Final = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable)
 _GONE: Final = (
     errors.AdminShutdown, errors.CrashShutdown, errors.CannotConnectNow, errors.IdleInTransactionSessionTimeout,
     errors.ReadOnlySqlTransaction,  # what was the primary is none any more
 )  # fmt: skip
 _NUMBERED: Final = (
-    "INSERT INTO writers (writer, number, at) VALUES (%s, %s, now()) ON CONFLICT (writer)"
+    "INSERT INTO writers (writer, number, at) VALUES ($1, $2, now()) ON CONFLICT (writer)"
     " DO UPDATE SET number = excluded.number, at = excluded.at"
 )
+_NOTIFY: Final = "SELECT pg_notify($1, $2)"
+_GATHERS_S: Final = 0.005
+"""how long what is to be told gathers after something was"""
+_LOOKED_FOR: Final = (TaskWaiting, TaskDone, NodeChanged)
+"""announcements whose loss costs a round of the service, or, of a node, the wait of its claim"""
 _KINDS: Final = {kind.__name__: kind for kind in get_args(Announcement)}
 
 
-@functools.cache
-def _spoken(text: str) -> str:
-    """With psycopg's signs for values."""
-    return text.replace("%", "%%").replace("?", "%s")
+_PLACE: Final = re.compile(r"IN \((\?(?:, \?)*)\)|\?")
+
+
+@functools.lru_cache(maxsize=1024)
+def _spoken(text: str) -> tuple[str, tuple[int, ...]]:
+    """With PostgreSQL's signs for values, and how many values each sign takes: a list in parentheses is one array, so
+    that the text is the same however long it is.
+    """
+    counts: list[int] = []
+
+    def sign(match: re.Match[str]) -> str:
+        counts.append(match[1].count("?") if match[1] else 0)
+        return f"= ANY(${len(counts)})" if match[1] else f"${len(counts)}"
+
+    said = _PLACE.sub(sign, text)
+    return said, tuple(counts) if any(counts) else ()
 
 
 def _line(error: BaseException) -> str:
@@ -98,61 +139,79 @@ def _line(error: BaseException) -> str:
 
 
 class PostgresConnection:
-    """One transaction on a raw connection, through a pipeline where there is one."""
+    """One transaction, through a pipeline."""
 
-    def __init__(self, raw: psycopg.Connection[Row], pipeline: psycopg.Pipeline | None = None) -> None:
-        self._raw = raw
+    def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
-        self._expected: list[tuple[psycopg.Cursor[Row], int]] = []
         self.announced: list[Announcement] = []
+        self.to_announce: list[Callable[[], Iterable[Announcement]]] = []
 
     def rows(self, sql: str, *values: object) -> list[Row]:
         """All rows of a query."""
-        return self._do(sql, values).fetchall()
+        sent = self._send(sql, values)
+        self._pipeline.settle()
+        return self._pipeline.rows(sent)
 
     def row(self, sql: str, *values: object) -> Row | None:
         """The first row."""
-        return self._do(sql, values).fetchone()
+        rows = self.rows(sql, *values)
+        return rows[0] if rows else None
 
     def soon(self, sql: str, *values: object) -> Asked:
         """Ask now; wait for the answer when it is wanted."""
-        return self._do(sql, values).fetchall
+        sent = self._send(sql, values)
+
+        def asked() -> list[Row]:
+            if sent.result is None:
+                self._pipeline.settle()
+            return self._pipeline.rows(sent)
+
+        return asked
 
     def each(self, sql: str) -> Iterator[Row]:
         """Row by row, from a cursor in the database."""
-        with self._raw.cursor(f"each_{secrets.token_hex(4)}") as cursor:
-            cursor.itersize = 1000
-            yield from cursor.execute(_spoken(sql), ())
+        name = f"each_{secrets.token_hex(4)}"
+        self._pipeline.send(f"DECLARE {name} NO SCROLL CURSOR FOR {sql}")
+        while found := self.rows(f"FETCH 1000 FROM {name}"):
+            yield from found
+        self._pipeline.send(f"CLOSE {name}")
 
     def run(self, sql: str, *values: object) -> int:
         """Change rows; how many."""
-        cursor = self._do(sql, values)
-        self._sync()
-        return cursor.rowcount
+        sent = self._send(sql, values)
+        self._pipeline.settle()
+        return sent.count
 
     def later(self, sql: str, *values: object, rows: int | None = None) -> None:
-        """Send a change; how it went is seen with the next answer."""
-        cursor = self._do(sql, values)
-        if rows is not None:
-            self._expected.append((cursor, rows))
+        """Have a change sent with what follows; how it went is seen with the next answer.
 
-    def settle(self) -> None:
-        """See that every change did what was expected of it."""
-        if self._expected:
-            self._sync()
-        for cursor, rows in self._expected:
-            assert cursor.rowcount == rows
+        PostgreSQL itself sees to the number of rows: the work fails by a division by zero.
+        """
+        if rows is None:
+            self._send(sql, values)
+        else:
+            self._send(f"WITH c AS ({sql} RETURNING 1) SELECT 1 / (COUNT(*) = ?)::int FROM c", (*values, rows))  # noqa: S608 the caller's
 
-    def _do(self, sql: str, values: Sequence[object]) -> psycopg.Cursor[Row]:
-        return self._raw.execute(_spoken(sql), values)
+    def table(self, rows: Sequence[Sequence[object]], kinds: Sequence[str]) -> tuple[str, list[object]]:
+        """Of many rows an array for each column, so that the text is the same for any number of them."""
+        if len(rows) == 1:
+            return table(rows, kinds)
+        names = ", ".join(f"column{place}" for place in range(1, len(kinds) + 1))
+        arrays = ", ".join(f"CAST(? AS {kind}[])" for kind in kinds)
+        return f"(SELECT * FROM unnest({arrays}) AS u ({names}))", [list(column) for column in zip(*rows, strict=True)]  # noqa: S608 names of ours
 
-    def _sync(self) -> None:
-        if self._pipeline is not None:
-            self._pipeline.sync()
+    def _send(self, text: str, values: Sequence[object]) -> Sent:
+        said, counts = _spoken(text)
+        if counts:
+            left = iter(values)
+            values = [list(itertools.islice(left, count)) if count else next(left) for count in counts]
+        return self._pipeline.send(said, values)
 
     def run_many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
         """The same change for each row of values."""
-        self._raw.cursor().executemany(_spoken(sql), rows)
+        for row in rows:
+            self._send(sql, row)
+        self._pipeline.settle()
 
     def last_number(self, table: str, column: str) -> int:
         """What the column's sequence says."""
@@ -168,14 +227,18 @@ class PostgresConnection:
     def select(self, query: Any) -> list[dict[str, Any]]:
         """The rows of a peewee query."""
         text, values = _DIALECT.get_sql_context().sql(query).query()
-        cursor = self._raw.execute(text, values)
-        found = cursor.fetchall()
-        names = [column.name for column in cursor.description or ()]
-        return [dict(zip(names, row, strict=True)) for row in found]
+        sent = self._send(text.replace("%s", "?"), values)
+        self._pipeline.settle()
+        names = self._pipeline.names(sent)
+        return [dict(zip(names, row, strict=True)) for row in self._pipeline.rows(sent)]
 
     def announce(self, announcement: Announcement) -> None:
         """Tell the listeners after the commit."""
         self.announced.append(announcement)
+
+    def announce_then(self, made: Callable[[], Iterable[Announcement]]) -> None:
+        """Tell what is made after the commit. Only what is looked for anyway: the transaction cannot tell it."""
+        self.to_announce.append(made)
 
 
 _DIALECT: Final = peewee.PostgresqlDatabase(None, prefer_psycopg3=True)
@@ -202,14 +265,14 @@ def unpack(text: str) -> tuple[str, list[Announcement]]:
     return sender, found
 
 
-def _connect(url: str, name: str) -> psycopg.Connection[Row]:
+def _connect(url: str, name: str, settings: Mapping[str, str]) -> psycopg.Connection[Row]:
     """A new session."""
     raw = psycopg.connect(
         url, autocommit=True, connect_timeout=5, application_name=f"kolejka-server {name}", keepalives=1,
         keepalives_idle=10, keepalives_interval=5, keepalives_count=3, tcp_user_timeout=20_000,
     )  # fmt: skip
     try:
-        raw.execute("; ".join(f"SET {name} = '{value}'" for name, value in _SESSION.items()))
+        raw.execute("; ".join(f"SET {name} = '{value}'" for name, value in settings.items()))
     except BaseException:
         raw.close()
         raise
@@ -232,35 +295,44 @@ class _Lost(Exception):
 class _Session:
     """One connection that comes back. ``number`` counts its transactions that write."""
 
-    def __init__(self, url: str, closing: threading.Event) -> None:
+    def __init__(self, url: str, closing: threading.Event, settings: Mapping[str, str] = _SESSION) -> None:
         self.name = secrets.token_hex(8)
+        self._settings = settings
         self.number = 0
         self._url = url
         self._closing = closing
         self._raw: psycopg.Connection[Row] | None = None
+        self._pipeline: Pipeline | None = None
 
-    def open(self, deadline: float) -> psycopg.Connection[Row]:
+    def open(self, deadline: float) -> Pipeline:
         """The connection, made anew where it was lost. Unavailable when that takes until the deadline."""
-        while self._raw is None:
+        while self._pipeline is None:
             try:
-                self._raw = _connect(self._url, self.name)
+                self._raw = _connect(self._url, self.name, self._settings)
+                self._pipeline = Pipeline(self._raw)
             except psycopg.Error as error:
                 if time.monotonic() + _PAUSE_S > deadline or self._closing.wait(_PAUSE_S):
                     raise Unavailable(f"the database cannot be reached: {_line(error)}") from error
-        return self._raw
+        return self._pipeline
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is of no use any more."""
+        return self._raw is None or self._raw.closed or self._raw.broken
 
     def leave(self) -> None:
         """Forget the session's row, and those of threads that died long ago; let go."""
-        if self._raw is not None and self.number:
+        if self._pipeline is not None and self.number:
             with contextlib.suppress(psycopg.Error):  # whoever leaves next does it
-                self._raw.execute(
-                    "DELETE FROM writers WHERE writer = %s OR at < now() - interval '1 day'", (self.name,)
+                self._pipeline.send(
+                    "DELETE FROM writers WHERE writer = $1 OR at < now() - interval '1 day'", (self.name,)
                 )
+                self._pipeline.settle()
         self.drop()
 
     def drop(self) -> None:
         """Let go of the connection."""
-        raw, self._raw = self._raw, None
+        raw, self._raw, self._pipeline = self._raw, None, None
         if raw is not None:
             with contextlib.suppress(psycopg.Error):  # it is broken
                 raw.close()
@@ -284,13 +356,14 @@ class PostgresStore:
         self._lock = threading.Lock()  # no work enters a queue behind the words that end it
         self._writes: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._reads: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._heard, self._stop = socket.socketpair()
+        self._poked, self._poke = socket.socketpair()
+        self._untold: list[Announcement] = []
         self._crews = [
-            *(self._thread("store-writer", self._serve, self._writes, self._write) for _ in range(writers)),
-            *(self._thread("store-reader", self._serve, self._reads, self._read) for _ in range(readers)),
+            *(self._thread("store-writer", self._serve, self._writes, self._write, _WRITING) for _ in range(writers)),
+            *(self._thread("store-reader", self._serve, self._reads, self._read, _SESSION) for _ in range(readers)),
         ]
         self._hears = threading.Event()
-        self._ear = self._thread("store-listener", self._listen)
+        self._herald = self._thread("store-herald", self._hear_and_tell)
         self._hears.wait(patience_s)
 
     def _thread(self, name: str, target: Any, *words: object) -> threading.Thread:
@@ -326,13 +399,13 @@ class PostgresStore:
         for thread in self._crews:
             thread.join()
         self._closing.set()
-        self._stop.send(b".")
-        self._ear.join()
-        self._heard.close()
-        self._stop.close()
+        self._poke.send(b".")
+        self._herald.join()
+        self._poked.close()
+        self._poke.close()
 
-    def _serve(self, works: queue.SimpleQueue[_Job | None], do: Any) -> None:
-        session = _Session(self._url, self._closing)
+    def _serve(self, works: queue.SimpleQueue[_Job | None], do: Any, settings: Mapping[str, str]) -> None:
+        session = _Session(self._url, self._closing, settings)
         try:
             while (job := works.get()) is not None:
                 if job.future.set_running_or_notify_cancel():
@@ -349,9 +422,9 @@ class PostgresStore:
         """One work, done once, however often it is tried."""
         tries = collisions = 0
         while True:
-            raw = session.open(job.deadline)
+            pipeline = session.open(job.deadline)
             try:
-                return self._transaction(session, raw, job)
+                return self._transaction(session, pipeline, job)
             except _Lost as lost:
                 session.drop()
                 if time.monotonic() > job.deadline:
@@ -367,40 +440,46 @@ class PostgresStore:
                 if collisions >= _COLLISIONS:
                     raise
 
-    def _transaction(self, session: _Session, raw: psycopg.Connection[Row], job: _Job) -> Any:
+    def _transaction(self, session: _Session, pipeline: Pipeline, job: _Job) -> Any:
         session.number += 1
         ending = False
         try:
-            with raw.pipeline() as pipeline:
-                raw.execute("BEGIN")
-                raw.execute(_NUMBERED, (session.name, session.number))
-                connection = PostgresConnection(raw, pipeline)
-                value = job.work(connection)
-                connection.settle()
-                if connection.announced:
-                    raw.execute("SELECT pg_notify(%s, %s)", (CHANNEL, pack(self._mark, connection.announced)))
-                ending = True
-                ended = raw.execute("COMMIT")
+            pipeline.send("BEGIN")
+            pipeline.send(_NUMBERED, (session.name, session.number))
+            connection = PostgresConnection(pipeline)
+            value = job.work(connection)
+            exact = [one for one in connection.announced if not isinstance(one, _LOOKED_FOR)]
+            if exact:
+                pipeline.send(_NOTIFY, (CHANNEL, pack(self._mark, exact)))
+            ending = True
+            ended = pipeline.send("COMMIT")
+            pipeline.settle()
         except Exception as error:
-            if not ending or not isinstance(error, psycopg.Error) or not (raw.broken or raw.closed):
-                self._roll_back(raw, error)  # it failed, or its end was refused
+            if not ending or not isinstance(error, psycopg.Error) or not session.lost:
+                self._roll_back(session, pipeline, error)  # it failed, or its end was refused
                 raise
             session.drop()
             logger.warning("connection lost in a commit", extra={"error": _line(error)})
             if not self._committed(session, job.deadline):
                 raise _Lost(_line(error)) from error
         else:
-            assert ended.statusmessage == "COMMIT"  # a work that went on after a failed statement would read ROLLBACK
+            assert ended.word == b"COMMIT"  # a work that went on after a failed statement would read ROLLBACK
+        for made in connection.to_announce:
+            connection.announced += made()
         if connection.announced:
             self._listener(connection.announced)
+            self._tell_soon([one for one in connection.announced if isinstance(one, _LOOKED_FOR)])
         return value
 
-    def _roll_back(self, raw: psycopg.Connection[Row], error: Exception) -> None:
+    def _roll_back(self, session: _Session, pipeline: Pipeline, error: Exception) -> None:
         """Undo a transaction that failed. _Lost when the connection is gone, Unavailable when there is no room."""
-        if raw.closed or raw.broken or isinstance(error, (*_GONE, psycopg.InterfaceError)):
+        if session.lost or isinstance(error, (*_GONE, psycopg.InterfaceError)):
             raise _Lost(_line(error)) from error
         try:
-            raw.execute("ROLLBACK")
+            with contextlib.suppress(psycopg.Error):  # of what was sent before
+                pipeline.settle()
+            pipeline.send("ROLLBACK")
+            pipeline.settle()
         except psycopg.Error as worse:
             raise _Lost(_line(worse)) from error
         if isinstance(error, errors.QueryCanceled):
@@ -414,18 +493,20 @@ class PostgresStore:
         reason = "the database stays away"
         while True:
             try:
-                raw = session.open(deadline)
-                raw.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s"
+                pipeline = session.open(deadline)
+                pipeline.send(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1"
                     " AND pid <> pg_backend_pid()",
                     (f"kolejka-server {session.name}",),
                 )
-                row = raw.execute(
-                    "INSERT INTO writers (writer, number, at) VALUES (%s, 0, now()) ON CONFLICT (writer)"
+                pipeline.settle()
+                touched = pipeline.send(
+                    "INSERT INTO writers (writer, number, at) VALUES ($1, 0, now()) ON CONFLICT (writer)"
                     " DO UPDATE SET at = now() RETURNING number",
                     (session.name,),
-                ).fetchone()
-                return row is not None and row[0] == session.number
+                )
+                pipeline.settle()
+                return pipeline.rows(touched) == [(session.number,)]
             except Unavailable as error:
                 reason = error.message
             except psycopg.Error as error:
@@ -436,18 +517,20 @@ class PostgresStore:
 
     def _read(self, session: _Session, job: _Job) -> Any:
         while True:
-            raw = session.open(job.deadline)
+            pipeline = session.open(job.deadline)
             try:
                 try:
-                    raw.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                    value = job.work(PostgresConnection(raw))
-                    raw.execute("COMMIT")
+                    pipeline.send("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                    value = job.work(PostgresConnection(pipeline))
+                    pipeline.send("COMMIT")
+                    pipeline.settle()
                     return value
                 except errors.ReadOnlySqlTransaction:
-                    raw.execute("ROLLBACK")
+                    pipeline.send("ROLLBACK")
+                    pipeline.settle()
                     raise
                 except Exception as error:
-                    self._roll_back(raw, error)
+                    self._roll_back(session, pipeline, error)
                     raise
             except _Lost as lost:
                 session.drop()
@@ -455,33 +538,61 @@ class PostgresStore:
                     raise Unavailable(f"the database cannot be read: {_line(lost)}") from lost
                 self._closing.wait(_PAUSE_S)
 
-    def _listen(self) -> None:
-        """Hear the other processes."""
-        heard_before = False
+    def _tell_soon(self, announcements: Sequence[Announcement]) -> None:
+        if not announcements:
+            return
+        with self._lock:
+            asleep = not self._untold
+            self._untold += announcements
+        if asleep:
+            self._poke.send(b".")
+
+    def _hear_and_tell(self) -> None:
+        """Hear the other processes, and tell them what was committed here."""
+        session = _Session(self._url, self._closing)
+        again = False
         while not self._closing.is_set():
             try:
-                with _connect(self._url, self._mark) as raw:
-                    raw.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
-                    if heard_before:
-                        self._listener([Missed()])
-                    self._hears.set()
-                    heard_before = True
-                    while True:
-                        select.select([raw.fileno(), self._heard.fileno()], [], [])
-                        if self._closing.is_set():
-                            return
-                        self._hear(raw)
-            except (psycopg.Error, OSError) as error:
-                heard_before = True
-                logger.warning("announcements of other servers cannot be heard", extra={"error": _line(error)})
+                pipeline = session.open(time.monotonic())
+                pipeline.send("SET synchronous_commit = off")  # what is told here is on disk already
+                pipeline.send(f"LISTEN {CHANNEL}")
+                pipeline.settle()
+                if again:
+                    self._listener([Missed()])
+                    self._tell_soon([Missed()])
+                self._hears.set()
+                again = True
+                self._serve_others(pipeline)
+            except (psycopg.Error, OSError, Unavailable) as error:
+                again = True
+                session.drop()
+                logger.warning("other servers cannot be heard", extra={"error": _line(error)})
                 self._closing.wait(1.0)
+        session.drop()
 
-    def _hear(self, raw: psycopg.Connection[Row]) -> None:
+    def _serve_others(self, pipeline: Pipeline) -> None:
+        """Until the store closes and everything is told."""
+        door, tells_at = select.poll(), 0.0
+        door.register(pipeline.fileno(), select.POLLIN)
+        door.register(self._poked, select.POLLIN)
+        while not (self._closing.is_set() and not self._untold):
+            left_s = tells_at - time.monotonic()
+            ready = door.poll(max(0.0, left_s) * 1000 if self._untold else None)
+            if any(number == self._poked.fileno() for number, _ in ready):
+                self._poked.recv(4096)
+            if self._untold and (time.monotonic() >= tells_at or self._closing.is_set()):
+                with self._lock:
+                    told, self._untold = self._untold, []
+                pipeline.send(_NOTIFY, (CHANNEL, pack(self._mark, told)))
+                pipeline.settle()
+                tells_at = time.monotonic() + _GATHERS_S
+            self._hear(pipeline)
+
+    def _hear(self, pipeline: Pipeline) -> None:
         heard: list[Announcement] = []
-        for notification in raw.notifies(timeout=0):
-            sender, announcements = unpack(notification.payload)
-            if sender != self._mark:
-                heard += announcements
+        for text in pipeline.overheard():
+            if not text.startswith(f'["{self._mark}"'):
+                heard += unpack(text)[1]
         if heard:
             self._listener(heard)
 

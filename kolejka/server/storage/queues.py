@@ -27,11 +27,10 @@ def find(db: Connection, name: str) -> Queue | None:
     return Queue.from_row(row) if row else None
 
 
-def by_names(db: Connection, names: Collection[str]) -> dict[str, Queue]:
-    """Those of these queues that exist, by name."""
-    found = [Queue.from_row(row) for some in pieces(names)
-             for row in db.rows(f"{_SELECT} WHERE name IN ({marks(some)})", *some)]  # fmt: skip
-    return {queue.name: queue for queue in found}
+def by_names(db: Connection, names: Collection[str]) -> Callable[[], dict[str, Queue]]:
+    """Ask for those of these queues that exist, by name."""
+    asked = [db.soon(f"{_SELECT} WHERE name IN ({marks(some)})", *some) for some in pieces(names)]
+    return lambda: {queue.name: queue for rows in asked for queue in map(Queue.from_row, rows())}
 
 
 def get(db: Connection, name: str) -> Queue:

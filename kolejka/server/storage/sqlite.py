@@ -17,7 +17,7 @@ import logging
 import queue
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -28,7 +28,7 @@ from playhouse.cysqlite_ext import CySqliteDatabase
 
 from kolejka.common.errors import NodeError, Unavailable
 from kolejka.server.storage import schema
-from kolejka.server.storage.base import Announcement, Asked, Listener, Row, Work
+from kolejka.server.storage.base import Announcement, Asked, Listener, Row, Work, table
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ READERS: Final = 2
 _PRAGMAS: Final = {"journal_mode": "wal", "synchronous": "full", "busy_timeout": 10_000, "temp_store": "memory"}
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)
 def _spoken(sql: str) -> str:
     """Without the words for locks on rows: the one that writes has them all."""
     return re.sub(r" FOR UPDATE( OF [a-z, ]+?)?( SKIP LOCKED)?(?=$|\))", "", sql)
@@ -82,6 +82,10 @@ class SqliteConnection:
         changed = self.run(sql, *values)
         assert rows in {None, changed}
 
+    def table(self, rows: Sequence[Sequence[object]], kinds: Sequence[str]) -> tuple[str, list[object]]:
+        """A list of values."""
+        return table(rows, kinds)
+
     def run_many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
         """The same change for each row of values."""
         self._raw.executemany(sql, rows)
@@ -109,6 +113,10 @@ class SqliteConnection:
     def announce(self, announcement: Announcement) -> None:
         """Tell the listener after the commit."""
         self.announced.append(announcement)
+
+    def announce_then(self, made: Callable[[], Iterable[Announcement]]) -> None:
+        """Nothing is far away here, so it is known."""
+        self.announced += made()
 
 
 def version() -> str:

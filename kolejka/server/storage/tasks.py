@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kolejka.common.result import Result
 from kolejka.common.states import TASK_TRANSITIONS, TaskState
 from kolejka.server.storage import blobs, callbacks, events
-from kolejka.server.storage.base import Connection, TaskDone, TaskWaiting, lines, marks, pieces, table
+from kolejka.server.storage.base import Connection, TaskDone, TaskWaiting, marks, pieces
 from kolejka.server.storage.leases import Held
 from kolejka.server.storage.models import Labels, Specs, Tasks, Users
 
@@ -71,33 +72,51 @@ def put(db: Connection, new: Sequence[NewTask], now: float) -> None:
 
 
 def _put(db: Connection, new: Sequence[NewTask], now: float) -> None:
-    text, values = lines(sorted({(task.signature, task.signature_words) for task in new}))
-    db.later(f"INSERT INTO signatures (id, words) VALUES {text} ON CONFLICT (id) DO NOTHING", *values)  # noqa: S608 marks
-    text, values = lines([
-        (task.id, task.owner_id, "waiting", task.queue, task.signature, task.rank, now, task.retry,
-         task.idempotency_key)
-        for task in new
-    ])  # fmt: skip
-    number: dict[str, int] = dict(db.rows(
+    text, values = db.table(sorted({(task.signature, task.signature_words) for task in new}), ("BIGINT", "TEXT"))
+    db.later(
+        f"INSERT INTO signatures (id, words) SELECT * FROM {text} AS v WHERE true ON CONFLICT (id) DO NOTHING", *values  # noqa: S608 marks
+    )  # fmt: skip
+    text, values = db.table(
+        [
+            (task.id, task.owner_id, "waiting", task.queue, task.signature, task.rank, now, task.retry,
+             task.idempotency_key)
+            for task in new
+        ],
+        ("TEXT", "INTEGER", "TEXT", "TEXT", "BIGINT", "INTEGER", "DOUBLE PRECISION", "TEXT", "TEXT"),
+    )  # fmt: skip
+    rows = db.soon(
         "INSERT INTO tasks (id, owner_id, state, queue, signature_id, rank, created_at, retry, idempotency_key)"  # noqa: S608 marks
-        f" VALUES {text} RETURNING id, number",
+        f" SELECT * FROM {text} AS v RETURNING id, number",
         *values,
-    ))  # fmt: skip
-    text, values = lines([
-        (number[task.id], task.spec, task.name, task.image, json.dumps(dict(task.labels)) if task.labels else None)
-        for task in new
-    ])  # fmt: skip
-    db.later(f"INSERT INTO specs (number, spec, name, image, labels) VALUES {text}", *values)  # noqa: S608 marks
-    for some in pieces((key, value, number[task.id]) for task in new for key, value in task.labels.items()):
-        text, values = lines(some)
-        db.later(f"INSERT INTO labels (key, value, number) VALUES {text}", *values)  # noqa: S608 marks
-    blobs.refer(db, [(number[task.id], sha) for task in new for sha in task.inputs], "input")
+    )  # fmt: skip
+    text, values = db.table(
+        [
+            (task.id, task.spec, task.name, task.image, json.dumps(dict(task.labels)) if task.labels else None)
+            for task in new
+        ],
+        ["TEXT"] * 5,
+    )  # fmt: skip
+    db.later(
+        "INSERT INTO specs (number, spec, name, image, labels) SELECT t.number, v.column2, v.column3, v.column4,"  # noqa: S608 marks
+        f" v.column5 FROM {text} AS v JOIN tasks t ON t.id = v.column1",
+        *values,
+    )  # fmt: skip
+    events.record_new(db, [task.id for task in new], now)
+
+    @functools.cache
+    def number() -> dict[str, int]:
+        return dict(rows())
+
+    for some in pieces((key, value, number()[task.id]) for task in new for key, value in task.labels.items()):
+        text, values = db.table(some, ("TEXT", "TEXT", "BIGINT"))
+        db.later(f"INSERT INTO labels (key, value, number) SELECT * FROM {text} AS v", *values)  # noqa: S608 marks
+    blobs.refer(db, [(number()[task.id], sha) for task in new for sha in task.inputs], "input")
     for task in new:
         if task.callback_url is not None:
-            callbacks.order(db, number[task.id], task.id, task.owner_id, task.callback_url)
-    events.record(db, number.values(), TaskState.WAITING, now)
-    for task in new:
-        db.announce(TaskWaiting(task.queue, task.signature, task.rank, task.owner_id, number[task.id]))
+            callbacks.order(db, number()[task.id], task.id, task.owner_id, task.callback_url)
+    db.announce_then(lambda: [
+        TaskWaiting(task.queue, task.signature, task.rank, task.owner_id, number()[task.id]) for task in new
+    ])  # fmt: skip
 
 
 def _move(to: TaskState, columns: Iterable[str], more: str = "", source: str = "") -> str:
@@ -128,7 +147,7 @@ def move_in_hand(db: Connection, number: int, to: TaskState, *, now: float, **co
 def run(db: Connection, begun: Mapping[int, int], node: str, now: float) -> None:
     """Tasks in hand that waited run on a node from now on: number → lease."""
     for some in pieces(begun.items()):
-        text, values = table(some, ("BIGINT", "BIGINT"))
+        text, values = db.table(some, ("BIGINT", "BIGINT"))
         db.later(
             f"{_move(TaskState.RUNNING, ('node', 'started_at'), ', lease = v.column2', text)} AND number = v.column1",
             node, now, *values, rows=len(some),
@@ -150,14 +169,14 @@ def finish(db: Connection, ended: Sequence[Ended], now: float) -> None:
     """The end of tasks in hand: their results are stored, and those who wait for them are told."""
     for some in pieces(ended):
         words = [(one.number, one.result.outcome.value, one.result.limit, one.result.result) for one in some]
-        text, values = table(words, ("BIGINT", "TEXT", "TEXT", "BIGINT"))
+        text, values = db.table(words, ("BIGINT", "TEXT", "TEXT", "BIGINT"))
         columns = ", outcome = v.column2, verdict = v.column3, exit_code = v.column4"
         db.later(
             f"{_move(TaskState.DONE, ('finished_at',), columns, text)} AND number = v.column1",
             now, *values, rows=len(some),
         )  # fmt: skip
-        text, values = lines([(one.number, one.text) for one in some])
-        db.later(f"INSERT INTO results (number, result) VALUES {text}", *values)  # noqa: S608 marks
+        text, values = db.table([(one.number, one.text) for one in some], ("BIGINT", "TEXT"))
+        db.later(f"INSERT INTO results (number, result) SELECT * FROM {text} AS v", *values)  # noqa: S608 marks
     numbers = [one.number for one in ended]
     events.record(db, numbers, TaskState.DONE, now)
     callbacks.owe(db, numbers, now)
@@ -201,12 +220,16 @@ def take_waiting(db: Connection, numbers: Collection[int]) -> dict[int, Taken]:
     )}  # fmt: skip
 
 
-def ids_by_keys(db: Connection, owner_id: int, keys: Collection[str]) -> dict[str, str]:
-    """Key → the task that this owner put under it, of these idempotency keys."""
-    return {row[0]: row[1] for some in pieces(keys) for row in db.rows(
-        f"SELECT idempotency_key, id FROM tasks WHERE owner_id = ? AND idempotency_key IN ({marks(some)})",  # noqa: S608 marks
-        owner_id, *some,
-    )}  # fmt: skip
+def ids_by_keys(db: Connection, owner_id: int, keys: Collection[str]) -> Callable[[], dict[str, str]]:
+    """Ask for key → the task that this owner put under it, of these idempotency keys."""
+    asked = [
+        db.soon(
+            f"SELECT idempotency_key, id FROM tasks WHERE owner_id = ? AND idempotency_key IN ({marks(some)})",  # noqa: S608 marks
+            owner_id, *some,
+        )
+        for some in pieces(keys)
+    ]  # fmt: skip
+    return lambda: {key: task_id for rows in asked for key, task_id in rows()}
 
 
 def spec(db: Connection, number: int) -> dict[str, Any]:
@@ -414,6 +437,12 @@ def expired(db: Connection, queue: str, *, before: float, after: int, limit: int
     return [number for number, is_expired in rows if is_expired], int(rows[-1][0]) if len(rows) == limit else None
 
 
+_ACCOUNTED = (
+    "BIGINT", "TEXT", "INTEGER", *["TEXT"] * 2, *["DOUBLE PRECISION"] * 2, "TEXT", *["DOUBLE PRECISION"] * 2, "BIGINT",
+    "DOUBLE PRECISION", "INTEGER",
+)  # fmt: skip
+
+
 def account(db: Connection, ended: Iterable[tuple[Held, Result]], now: float) -> None:
     """Record what attempts used, to be charged to their owners."""
     rows = [
@@ -422,9 +451,9 @@ def account(db: Connection, ended: Iterable[tuple[Held, Result]], now: float) ->
         for held, result in ended
     ]  # fmt: skip
     for some in pieces(rows):
-        text, values = lines(some)
+        text, values = db.table(some, _ACCOUNTED)
         db.later(
             "INSERT INTO accounting (lease, task_id, owner_id, queue, node, started_at, finished_at, outcome, cpu,"  # noqa: S608 marks
-            f" wall, memory_peak, cpus, charged) VALUES {text}",
+            f" wall, memory_peak, cpus, charged) SELECT * FROM {text} AS v",
             *values,
         )

@@ -9,8 +9,9 @@ import pytest
 from kolejka.common.errors import Conflict, Unavailable
 from kolejka.server.scheduling.queues import Queue
 from kolejka.server.storage import postgres, queues, users
-from kolejka.server.storage.base import Announcement, Connection, Store, TaskDone
+from kolejka.server.storage.base import Announcement, Connection, Store, TaskDone, marks
 from kolejka.server.storage.models import TABLES, Users
+from kolejka.server.storage.pipeline import REMEMBERED
 from kolejka.server.storage.sqlite import SqliteStore
 from tests.conformance.storage.conftest import MakeStore
 
@@ -159,3 +160,84 @@ def test_every_table_has_the_columns_that_its_model_says(store: Store) -> None:
 
 def test_there_is_the_queue_that_everybody_uses(store: Store) -> None:
     assert store.read(queues.listing).result() == [Queue("default")]
+
+
+AWKWARD = ["", " ", "NULL", '"', "\\", '\\"', "{", "},{", "a,b", "'", "$1", "?", "%s", "ł🦆\n\t", "x" * 5000]
+
+
+@pytest.mark.parametrize("many", [1, len(AWKWARD)])
+def test_a_table_of_values_is_what_was_put_in(store: Store, many: int) -> None:
+    rows = [(text, place, place / 7, None if place % 2 else text) for place, text in enumerate(AWKWARD[-many:])]
+    rows[-1] = (rows[-1][0], 2**62, 1e-300, None)
+
+    def work(db: Connection) -> list[tuple[object, ...]]:
+        text, values = db.table(rows, ("TEXT", "BIGINT", "DOUBLE PRECISION", "TEXT"))
+        return db.rows(f"SELECT * FROM {text} AS v ORDER BY column2", *values)
+
+    assert [tuple(row) for row in store.write(work).result()] == rows
+
+
+def test_a_list_of_values_is_found_as_it_is(store: Store) -> None:
+    for text in AWKWARD:
+        store.write(add(text)).result()
+
+    def found(texts: list[str]) -> set[str]:
+        query = f"SELECT name FROM users WHERE name IN ({marks(texts)}) AND role = ?"
+        return {row[0] for row in store.read(lambda db: db.rows(query, *texts, "client")).result()}
+
+    assert found(AWKWARD) == set(AWKWARD)
+    for text in AWKWARD:
+        assert found([text]) == {text}
+    assert found(["no such", "NULL"]) == {"NULL"}
+
+
+def test_a_change_of_other_rows_than_were_said_undoes_its_work(store: Store, announced: list[Announcement]) -> None:
+    store.write(add("ala")).result()
+
+    def work(db: Connection) -> None:
+        users.add_user(db, "ola", "client", 0.0)
+        db.announce(TaskDone("none"))
+        db.later("UPDATE users SET role = 'node' WHERE name = ?", "ala", rows=2)
+
+    with pytest.raises(Exception, match=r"^$|division by zero"):
+        store.write(work).result()
+    assert names(store) == ["ala"]
+    assert announced == []
+    store.write(lambda db: db.later("UPDATE users SET role = 'node' WHERE name = ?", "ala", rows=1)).result()
+
+
+def test_more_statements_than_are_remembered_are_all_done(store: Store) -> None:
+    def work(db: Connection) -> list[object]:
+        return [db.rows(f"SELECT {n} + ?", 1)[0][0] for n in range(2 * REMEMBERED)]
+
+    for _ in range(3):
+        assert store.write(work).result() == list(range(1, 2 * REMEMBERED + 1))
+
+
+def test_a_work_that_fails_in_the_database_leaves_the_connection_as_it_was(store: Store) -> None:
+    """Also what was asked for the second time then, and so prepared."""
+
+    def failing(db: Connection) -> None:
+        users.add_user(db, "half", "client", 0.0)
+        db.rows("SELECT name FROM no_such_table")
+        db.rows("SELECT role FROM users WHERE name = ?", "half")
+
+    for _ in range(3 * postgres.WRITERS):
+        with pytest.raises(Exception, match="no_such_table"):
+            store.write(failing).result()
+    for number in range(3 * postgres.WRITERS):
+        store.write(add(f"user{number}")).result()
+        role = store.write(lambda db: db.rows("SELECT role FROM users WHERE name = ?", "user0")).result()
+        assert [tuple(row) for row in role] == [("client",)]
+    assert "half" not in names(store)
+
+
+def test_what_is_announced_at_the_end_knows_what_was_asked(store: Store, announced: list[Announcement]) -> None:
+    def work(db: Connection) -> None:
+        asked = db.soon("SELECT name FROM users")
+        users.add_user(db, "ola", "client", 0.0)
+        db.announce_then(lambda: [TaskDone(name) for (name,) in asked()])
+
+    store.write(add("ala")).result()
+    store.write(work).result()
+    assert announced == [TaskDone("ala")]
