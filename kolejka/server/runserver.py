@@ -46,6 +46,8 @@ KEEPALIVE_S: Final = 75
 STALL_S: Final = 120
 """an upload that brings nothing for so long is broken off, and a worker that stands still for so long is replaced"""
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
+_HEADER: Final = 4096
+"""bytes of a header; a Content-Length of more digits than Python reads (4300) would be a traceback of gunicorn's"""
 _GARBAGE: Final = 10_000
 """objects that are made before the collector looks: a bulk put makes very many at once, and most end by themselves"""
 _SWITCH_S: Final = 0.001
@@ -127,6 +129,7 @@ class Server(BaseApplication):
             "timeout": STALL_S,
             "graceful_timeout": GRACE_S,
             "keepalive": KEEPALIVE_S,
+            "limit_request_field_size": _HEADER,
             "backlog": 2048,
             "asgi_lifespan": "on",
             "control_socket_disable": True,

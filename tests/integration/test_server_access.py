@@ -382,7 +382,12 @@ def test_a_body_that_is_said_to_be_something_else_is_refused(ala: Caller, said: 
     assert refused.error == ("unsupported_media_type", "Content-Type")
     sha = hashlib.sha256(b"x").hexdigest()
     assert ala.ask("PUT", f"/blobs/{sha}", data=b"x", headers={"Content-Type": said}).status == 415
-    good = {"Content-Type": 'Application/JSON; charset="UTF-8"'}
+    for encoding in ("gzip", "br, gzip"):
+        for path, data in (("/tasks", b'{"args": ["x"]}'), (f"/blobs/{sha}", b"x")):
+            method = "POST" if path == "/tasks" else "PUT"
+            refused = ala.ask(method, path, data=data, headers={"Content-Encoding": encoding}, status=415)
+            assert refused.error == ("unsupported_media_type", "Content-Encoding")
+    good = {"Content-Type": 'Application/JSON; charset="UTF-8"', "Content-Encoding": "identity"}
     assert ala.ask("POST", "/tasks", {"args": ["x"]}, headers=good).status == 201
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import re
@@ -531,7 +532,21 @@ def test_unknown_query_parameters_paths_and_methods_are_refused(ala: Caller) -> 
     refused = ala.ask("PUT", "/tasks", status=405)
     assert refused.error[0] == "method_not_allowed"
     assert "POST" in refused.headers["allow"]
-    assert ala.ask("GET", "/whoami", {"a": 1}, status=422).error[0] == "invalid"
+    for path in ("/whoami", "/tasks"):
+        assert ala.ask("GET", path, {"a": 1}, status=422).error[0] == "invalid"
+        chunks = ala.ask("GET", path, data=iter([b"{}"]), status=422)  # of a length that nobody told
+        assert chunks.error[0] == "invalid"
+
+
+def test_a_length_that_is_no_number_worth_reading_leaves_no_traceback(server: Server, ala: Caller) -> None:
+    for length in ("9" * 4500, "9" * 30, "-1", "+2", "1e3", "0x10", "1,1"):
+        with contextlib.closing(ala.connect()) as connection:
+            connection.putrequest("POST", "/api/v1/tasks")
+            connection.putheader("Authorization", f"Bearer {ala.token}")
+            connection.putheader("Content-Length", length)
+            connection.endheaders(b"{}")
+            assert connection.getresponse().status in {400, 413, 431}, length
+    assert "Traceback" not in server.log()
 
 
 @pytest.mark.parametrize("lease", ["x", "-1", "1.0", "9" * 40, "%00", "1%2F2"])

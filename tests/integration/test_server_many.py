@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -14,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from kolejka.server.api.routes import PREFIX
+from kolejka.server.app import ROUTES
 from tests.integration.server_process import Server
 from tests.neighbours.postgres import Postgres
 from tests.support import wait_until
@@ -85,6 +88,23 @@ def test_two_servers_of_two_processes_share_what_each_accepts(
     finally:
         for server in servers:
             server.stop()
+
+
+@pytest.mark.needs("postgres")
+def test_strange_words_in_a_path_are_nowhere(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL keeps no NUL and has numbers of four bytes, which SQLite does not mind."""
+    monkeypatch.setenv("KOLEJKA_SERVER_DATABASE", url)
+    server = Server(tmp_path).start()
+    try:
+        for route in (route for route in ROUTES if "{" in route.path):
+            for word in ("%00", "a%00b", "%ED%A0%80", "9" * 18, "2147483648", "-1", "%F0%9F%A6%86", "%25s", "x" * 3000):
+                path = re.sub(r"{\w+}", word, route.path).removeprefix(PREFIX)
+                body = None if route.body is None else {"log": "x", "message": "x", "size": 1}
+                answer = server.admin.ask(route.method, path, body)
+                assert answer.status < 500, (route.method, path, answer.data)
+    finally:
+        assert server.stop() == 0
+    assert "Traceback" not in server.log()
 
 
 def test_the_embedded_database_refuses_more_than_one_process(tmp_path: Path) -> None:

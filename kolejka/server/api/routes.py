@@ -230,14 +230,14 @@ def responder(route: Route, deps: Deps) -> Callable[..., Awaitable[None]]:
             _check_caller(route, caller, deps)
         query = read_query(route.query, req.query_string)
         body = None
-        check_type(req.content_type, route)
+        check_type(req.content_type, route, req.get_header("Content-Encoding"))
         if route.body is not None and route.body.bulk:
             raw = await read_raw(req, deps.settings.max_bulk)
             body = await asyncio.to_thread(lambda: route.body.read(decode(raw)))  # type: ignore[union-attr] # seen above
         elif route.body is not None:
             most = deps.settings.max_body
             body = route.body.read(decode(await read_raw(req, min(most, route.body.most or most))))
-        elif route.takes is None and req.content_length:
+        elif route.takes is None and (req.content_length or req.get_header("Transfer-Encoding")):
             raise InputError("this call takes no body")
         answer = await route.handler(deps, Call(req, path, query, body, caller, again))
         answer.write(resp)
@@ -257,8 +257,10 @@ def _check_caller(route: Route, caller: Caller, deps: Deps) -> None:
             raise TooMany(f"you call more than {deps.settings.rate} times a second; wait", again_s=again_s)
 
 
-def check_type(said: str | None, route: Route) -> None:
+def check_type(said: str | None, route: Route, encoding: str | None = None) -> None:
     """WrongType when a body is said to be something else than what the route takes; who says nothing is believed."""
+    if encoding is not None and encoding.strip().lower() not in {"", "identity"}:
+        raise WrongType("bodies travel as they are; send it without an encoding", field="Content-Encoding")
     takes = "application/json" if route.body is not None else route.takes
     if not said or takes is None:
         return

@@ -85,6 +85,6 @@ def list_tokens(db: Connection) -> list[dict[str, Any]]:
 
 def revoke_token(db: Connection, token_id: int) -> None:
     """Forget a token: from now on it opens nothing. NotFound when there is none."""
-    if not db.run("DELETE FROM tokens WHERE id = ?", token_id):
+    if not db.run("DELETE FROM tokens WHERE id = CAST(? AS BIGINT)", token_id):
         raise NotFound(f"there is no token {token_id}")
     db.run("DELETE FROM token_grants WHERE token_id = ?", token_id)
