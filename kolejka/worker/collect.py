@@ -254,7 +254,7 @@ def _bring(entry: Entry, result: Path, target: str) -> ResultFile:
         mode = entry.info.st_mode & 0o755 | 0o600
         path = result / target
         path.parent.mkdir(parents=True, exist_ok=True)
-        linked = info.st_nlink == 1 and _link(entry, path)
+        linked = info.st_nlink == 1 and not _is_marked(source) and _link(entry, path)
         if linked:
             os.fchown(source, os.geteuid(), os.getegid())
             os.fchmod(source, mode)
@@ -269,6 +269,14 @@ def _bring(entry: Entry, result: Path, target: str) -> ResultFile:
         return ResultFile(info.st_size, f"{mode:04o}", digest)
     finally:
         os.close(source)
+
+
+def _is_marked(source: int) -> bool:
+    """Whether a file has attributes or access rights beyond its mode, which would come along with it."""
+    try:
+        return any(name.startswith(("user.", "system.")) for name in os.listxattr(source))
+    except OSError:  # this file system knows none
+        return False
 
 
 def _link(entry: Entry, path: Path) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import struct
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,9 @@ def result(tmp_path: Path) -> Path:
 
 
 EVERYTHING = [Collect("**")]
+EVERYBODY_OF_ONE_NAME = struct.pack("<I" + "HHI" * 5, 2, 1, 6, ~0 & 0xFFFFFFFF, 2, 7, 12345, 4, 0, ~0 & 0xFFFFFFFF,
+                                    0x10, 7, ~0 & 0xFFFFFFFF, 0x20, 0, ~0 & 0xFFFFFFFF)  # fmt: skip
+"""an access list that lets user 12345 do everything"""
 
 
 @pytest.mark.parametrize(
@@ -167,6 +172,15 @@ def test_one_file_may_be_brought_under_two_names(workspace: Path, result: Path) 
     os.link(workspace / "a", workspace / "b")
     found = collect(workspace, [*EVERYTHING, Collect("a", prefix="again")], result)
     assert {name: (result / name).read_text() for name in found.manifest} == {"a": "x", "b": "x", "again/a": "x"}
+
+
+def test_attributes_and_access_lists_stay_behind(workspace: Path, result: Path) -> None:
+    (workspace / "file").write_text("x")
+    for name, value in (("user.note", b"mine"), ("system.posix_acl_access", EVERYBODY_OF_ONE_NAME)):
+        with suppress(OSError):  # this file system keeps none
+            os.setxattr(workspace / "file", name, value)
+    assert set(collect(workspace, EVERYTHING, result).manifest) == {"file"}
+    assert [name for name in os.listxattr(result / "file") if name.startswith(("user.", "system."))] == []
 
 
 def test_more_than_the_limit_is_not_brought(workspace: Path, result: Path) -> None:
