@@ -12,7 +12,7 @@ int main(void) {
   memset(name, 'n', 250);
   for (int i = 0; i < 20; i++) if (mkdir(name, 0700) || chdir(name)) return 1;
   int fd = open(".", O_TMPFILE | O_WRONLY, 0600);
-  if (fd < 0) return 2;
+  if (fd < 0) fd = open("big", O_CREAT | O_WRONLY, 0600), unlink("big"); /* not every file system has such files */
   for (int i = 0; i < 16; i++) write(fd, block, sizeof block);
   for (;;) pause();
 }

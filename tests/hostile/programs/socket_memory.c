@@ -7,21 +7,23 @@
 #include <unistd.h>
 enum { SOCKETS = 3000, SIZE = 60000 };
 static char block[SIZE];
+static struct sockaddr_in names[SOCKETS];
+static int opened[SOCKETS];
 int main(void) {
   struct rlimit files;
   getrlimit(RLIMIT_NOFILE, &files);
   files.rlim_cur = files.rlim_max;
   setrlimit(RLIMIT_NOFILE, &files);
-  struct sockaddr_in name = {AF_INET};
-  socklen_t size = sizeof name;
-  int opened[SOCKETS], count = 0, sender = socket(AF_INET, SOCK_DGRAM, 0);
-  for (; count < SOCKETS; count++) {
-    name.sin_port = 0;
-    name.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof *names;
+  int count = 0, sender = socket(AF_INET, SOCK_DGRAM, 0);
+  for (; count < SOCKETS; count++) { /* all that is memory of any other kind comes first */
+    struct sockaddr_in *name = names + count;
+    name->sin_family = AF_INET;
+    name->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     if ((opened[count] = socket(AF_INET, SOCK_DGRAM, 0)) < 0) break;
-    if (bind(opened[count], (void *)&name, size) || getsockname(opened[count], (void *)&name, &size)) return 2;
-    for (int i = 0; i < 3; i++) sendto(sender, block, SIZE, MSG_DONTWAIT, (void *)&name, size);
+    if (bind(opened[count], (void *)name, size) || getsockname(opened[count], (void *)name, &size)) return 2;
   }
+  for (int i = 0; i < 3 * count; i++) sendto(sender, block, SIZE, MSG_DONTWAIT, (void *)(names + i % count), size);
   long held = 0;
   while (count--) for (long got; (got = recv(opened[count], block, SIZE, MSG_DONTWAIT)) > 0;) held += got;
   return held > 64 << 20;
