@@ -21,7 +21,9 @@ from kolejka.common.result import Outcome, Result
 from kolejka.observer.access import Report, Sessions
 
 _LAUNCHER: Final = """
-import os, sys
+import _signal, os, sys
+for name in ("SIGPIPE", "SIGXFSZ"):  # what this interpreter ignores, the command does not
+    _signal.signal(getattr(_signal, name), _signal.SIG_DFL)
 door, report = int(sys.argv[1]), int(sys.argv[2])
 if os.read(door, 1) != b"!":
     os._exit(125)

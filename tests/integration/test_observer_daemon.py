@@ -529,6 +529,12 @@ def test_the_program_tells_limits_by_its_exit_status(limit, code, status):
     assert run(*limit, "--", sys.executable, "-c", code).returncode == status
 
 
+def test_a_command_hears_the_signals_that_python_does_not():
+    said = run("--", "grep", "SigIgn", "/proc/self/status")
+    ignored = int(said.stdout.split()[1], 16)
+    assert [number for number in (signal.SIGPIPE, signal.SIGXFSZ) if ignored & 1 << number - 1] == []
+
+
 def test_wrong_words_are_one_line_and_status_2():
     said = run("--memory", "1MM", "--", "true")
     assert said.returncode == 2
