@@ -42,6 +42,9 @@ DEVICE_LINKS: Final = {
     "core": "/proc/kcore", "ptmx": "pts/ptmx",
 }  # fmt: skip
 
+TERMINALS: Final = 256
+"""Terminals that one payload may have open: the machine has some thousands for all."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _own = threading.local()
 
@@ -149,7 +152,7 @@ def _make_devices(place: Path) -> None:
         (place / name).symlink_to(target)
     for name in ("pts", "shm"):
         (place / name).mkdir(mode=0o755)
-    _mount("devpts", place / "pts", "newinstance,ptmxmode=0666,mode=620", flags)
+    _mount("devpts", place / "pts", f"newinstance,ptmxmode=0666,mode=620,max={TERMINALS}", flags)
     _mount("tmpfs", place, "", flags | MS_REMOUNT | MS_RDONLY)
 
 

@@ -21,6 +21,7 @@ from kolejka.common.result import Outcome
 from kolejka.common.stats import GpuStats
 from kolejka.worker.gpus import Gpus
 from kolejka.worker.perform import SESSION_ENFORCES, WORKER_ENFORCES, Tools
+from kolejka.worker.runtimes import mounts
 from kolejka.worker.runtimes.base import Run, RunningTask
 from tests.conformance.runtimes.conftest import Execute, Subject
 from tests.neighbours.nvml import MIB, Driver
@@ -534,6 +535,12 @@ def test_dev_is_minimal_and_holds_no_disk(execute: Execute) -> None:
     usual = {"console", "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin",
              "stdout", "tty", "urandom", "zero"}  # fmt: skip
     assert set(done.stdout.split()) <= usual
+
+
+@isolating
+def test_no_payload_takes_all_terminals_of_the_machine(execute: Execute, subject: Subject) -> None:
+    (terminals,) = [line for line in execute(["cat", "/proc/self/mountinfo"]).stdout.splitlines() if " devpts " in line]
+    assert (f"max={mounts.TERMINALS}" in terminals) == (subject.name == "sandbox"), "no engine offers it"
 
 
 @isolating
