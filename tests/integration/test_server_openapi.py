@@ -25,9 +25,13 @@ SAWING = ("DELETE", "/api/v1/tokens/{token_id}")
 """a small number is the token of this very test"""
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"), "--callback-hosts", "192.0.2.1").start()
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.needs("postgres"))])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """On each engine: what one keeps, the other may refuse."""
+    url = request.getfixturevalue("postgres").migrated() if request.param == "postgres" else ""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("KOLEJKA_SERVER_DATABASE", url)
+        server = Server(tmp_path_factory.mktemp("server"), "--callback-hosts", "192.0.2.1").start()
     admin = server.admin
     admin.ask("POST", "/callbacks/secret", status=201)
     admin.put()
