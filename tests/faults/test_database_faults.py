@@ -13,7 +13,17 @@ import pytest
 from kolejka.common.errors import Unavailable
 from kolejka.server.storage import postgres as engine
 from kolejka.server.storage import users
-from kolejka.server.storage.base import Announcement, Connection, Missed, TaskDone
+from kolejka.server.storage.base import (
+    AccessChanged,
+    Announcement,
+    CancelAsked,
+    Connection,
+    LogTold,
+    Missed,
+    NodeChanged,
+    TaskDone,
+    TaskWaiting,
+)
 from kolejka.server.storage.pipeline import Pipeline, Sent
 from kolejka.server.storage.postgres import PostgresStore
 from tests.neighbours.postgres import Postgres
@@ -219,3 +229,40 @@ def test_heartbeats_change_their_rows_in_place(mortal: Postgres, url: str, store
     wait_until(lambda: figures()[0] == 20_000, 30, "figures")
     updated, hot = figures()
     assert hot > 0.9 * updated
+
+
+def test_what_servers_look_for_anyway_is_told_after_the_commit_and_all_else_by_it(
+    url: str, store: PostgresStore, heard: list[Announcement], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who notifies in a transaction has all others that do so wait for the disk with it."""
+    send, told_by = Pipeline.send, list[str]()
+
+    def spied(self: Pipeline, text: str, values: Sequence[object] = ()) -> Sent:
+        if "pg_notify" in text:
+            told_by.append(threading.current_thread().name)
+        return send(self, text, values)
+
+    monkeypatch.setattr(Pipeline, "send", spied)
+    other: list[Announcement] = []
+    with contextlib.closing(PostgresStore(url, other.extend)):
+        for number, one in enumerate((TaskDone("a"), NodeChanged("n"), TaskWaiting("q", 1, 0, 1, 7)), start=1):
+            store.write(lambda db, one=one: db.announce(one)).result()  # type: ignore[misc]
+            wait_until(lambda at=number: len(other) == at, about="the other server hears")  # type: ignore[misc]
+        assert set(told_by) == {"store-herald"}
+        told_by.clear()
+        for one in (CancelAsked("n"), AccessChanged(), LogTold(5)):
+            store.write(lambda db, one=one: db.announce(one)).result()  # type: ignore[misc]
+        assert told_by == ["store-writer"] * 3
+        wait_until(lambda: len(other) == 6, about="the other server hears")
+    assert heard == other
+
+
+def test_what_is_told_while_the_store_closes_is_told(url: str) -> None:
+    other: list[Announcement] = []
+    with contextlib.closing(PostgresStore(url, other.extend)):
+        store = PostgresStore(url)
+        futures = [store.write(lambda db, n=n: db.announce(TaskDone(f"{n}"))) for n in range(100)]  # type: ignore[misc]
+        store.close()
+        assert all(future.exception() is None for future in futures)
+        wait_until(lambda: len(other) == 100, about="the other server hears")
+    assert {one.task_id for one in other if isinstance(one, TaskDone)} == {str(n) for n in range(100)}
