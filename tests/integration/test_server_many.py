@@ -9,14 +9,27 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
+from kolejka.common.limits import Limits
+from kolejka.common.result import Outcome, Result
+from kolejka.common.task import Task
+from kolejka.server import intake
 from kolejka.server.api.routes import PREFIX
 from kolejka.server.app import ROUTES
+from kolejka.server.auth.roles import Role
+from kolejka.server.auth.tokens import Caller
+from kolejka.server.scheduling import claims
+from kolejka.server.scheduling.claims import Handed
+from kolejka.server.scheduling.rules import Moment
+from kolejka.server.storage import users
+from kolejka.server.storage.postgres import PostgresStore
 from tests.integration.server_process import Server
 from tests.neighbours.postgres import Postgres
 from tests.support import wait_until
@@ -247,4 +260,34 @@ def test_connections_are_spread_over_the_processes_and_taken_by_the_next_when_on
         assert "--port" in said, "nobody shares"
         assert said.count("\n") == 1
     finally:
+        server.stop()
+
+
+@pytest.mark.needs("postgres")
+def test_a_word_that_a_server_died_before_saying_costs_a_round(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KOLEJKA_SERVER_DATABASE", url)
+    server = Server(tmp_path, "--heartbeat", "16s").start()
+    mute = PostgresStore(url)  # as a server's that commits, and is gone before it tells
+    monkeypatch.setattr(mute, "_tell_soon", lambda _: None)
+    limits = Limits.of(cpus=1, memory="64M", time="10s")
+    considered = intake.consider(Task.parse({"args": ["true"]}), defaults=limits, ceilings=Limits())
+    try:
+        admin, now = server.admin, time.time()
+        user_id, _ = mute.read(lambda db: users.find_user(db, "admin")).result()
+        caller = Caller(user_id, "admin", Role.ADMIN, 0)
+        with ThreadPoolExecutor(1) as aside:
+            claiming = aside.submit(admin.claim, "node", wait=30)
+            wait_until(lambda: b"kolejka_claims_waiting 1.0" in admin.ask("GET", "/metrics").data)
+            task_id, _ = mute.write(lambda db: intake.put(db, considered, caller, None, now)).result()
+            (given,) = claiming.result(25)["attempts"]
+            assert given["task_id"] == task_id
+            waiting = aside.submit(admin.ask, "GET", f"/tasks/{task_id}/result?wait=30s")
+            handed = Handed.of(Result(Outcome.OK, result=0))
+            moment = Moment(now, 0.0)
+            mute.write(lambda db: claims.accept(db, given["lease"], user_id, handed, moment)).result()
+            assert waiting.result(25).json["outcome"] == "ok"
+    finally:
+        mute.close()
         server.stop()
