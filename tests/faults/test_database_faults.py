@@ -266,3 +266,17 @@ def test_what_is_told_while_the_store_closes_is_told(url: str) -> None:
         assert all(future.exception() is None for future in futures)
         wait_until(lambda: len(other) == 100, about="the other server hears")
     assert {one.task_id for one in other if isinstance(one, TaskDone)} == {str(n) for n in range(100)}
+
+
+def test_works_that_write_are_planned_once_by_keys_and_nothing_is_compiled(store: PostgresStore) -> None:
+    """Also on a table that PostgreSQL has never looked at, which it takes for small."""
+
+    def plan(db: Connection) -> str:
+        text, values = db.table([(n, n) for n in range(1000)], ("BIGINT", "BIGINT"))
+        update = f"UPDATE tasks SET lease = v.column2 FROM {text} AS v WHERE number = v.column1"
+        return "\n".join(row[0] for row in db.rows(f"EXPLAIN {update}", *values))
+
+    assert "Seq Scan" not in store.write(plan).result()
+    for do in (store.write, store.read):
+        assert do(lambda db: db.row("SHOW jit")).result() == ("off",)
+    assert store.write(lambda db: db.row("SHOW plan_cache_mode")).result() == ("force_generic_plan",)

@@ -90,14 +90,15 @@ _MIGRATING: Final = 5_507_201_342
 """the advisory lock of those that make the schema or the first admin"""
 _SESSION: Final = {
     "statement_timeout": "30s", "lock_timeout": "20s", "idle_in_transaction_session_timeout": "60s",
-    "timezone": "UTC", "client_encoding": "UTF8",
+    "timezone": "UTC", "client_encoding": "UTF8", "jit": "off",
 }  # fmt: skip
 _WRITING: Final = {
     **_SESSION, "plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "enable_hashjoin": "off",
     "enable_mergejoin": "off",
 }  # fmt: skip
 """Works that write find rows by their keys: so their statements are planned once, and as for large tables, which they
-may have become since PostgreSQL looked at them last."""
+may have become since PostgreSQL looked at them last. Before 18 it reckons what is turned off at enormous costs where
+there is no other way, and would compile such statements."""
 _AGAIN: Final = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable)
 _GONE: Final = (
     errors.AdminShutdown, errors.CrashShutdown, errors.CannotConnectNow, errors.IdleInTransactionSessionTimeout,
