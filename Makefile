@@ -15,7 +15,7 @@ SIDE_BY_SIDE := -n 2 --dist loadgroup
 SLOW_TESTS := $(wildcard tests/conformance tests/integration tests/compat tests/e2e tests/faults tests/hostile tests/soak)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-v2 test-image image deb test-deb check bench bench-accuracy soak chaos format docs setup packages clean
+.PHONY: help demo test test-v2 test-image image deb test-deb test-deb-v2 check bench bench-accuracy soak chaos format docs setup packages clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -52,6 +52,10 @@ deb: $(VENV)/installed-dev ## Debian packages of this tree, for this Debian rele
 test-deb: setup ## build them, then install, use, upgrade, remove and purge them on a whole Debian (about three minutes)
 	@tools/packages dh lintian mmdebstrap systemd-nspawn buildah
 	$(PYTEST) -v tests/packages
+
+test-deb-v2: deb ## install them inside the node image, on control groups v2, and run tasks (about ten minutes)
+	@tools/packages mmdebstrap mksquashfs mke2fs qemu-system-x86_64
+	$(BIN)/python -m tests.machine --debs dist/deb tests/machine/packages_on_v2.py
 
 bench-accuracy: setup ## measure the measurement: figures of results against ground truth (bench-accuracy.json)
 	$(BIN)/python -m tests.bench.accuracy

@@ -44,6 +44,7 @@ def main() -> int:
     parser.add_argument(
         "--output", type=Path, default=PROJECT / "build" / "machine" / "last", help="folder for logs and reports"
     )
+    parser.add_argument("--debs", type=Path, help="folder with Debian packages, for the machine's /opt/tests/debs")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for pytest in one machine; default: see above")
     options = parser.parse_args()
     try:
@@ -56,6 +57,7 @@ def main() -> int:
                 output=options.output,
                 scratch=Path(scratch),
                 timeout_s=options.timeout,
+                debs=options.debs,
             )
     except (BuildError, MachineError) as error:
         print(f"tests.machine: {error}", file=sys.stderr)

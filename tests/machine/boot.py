@@ -156,6 +156,7 @@ def run_in_machines(
     output: Path,
     scratch: Path,
     timeout_s: float,
+    debs: Path | None = None,
 ) -> int:
     """Run pytest once for each of ``shares``, its arguments, in machines side by side; 0 when all went well.
 
@@ -163,6 +164,8 @@ def run_in_machines(
     """
     content = scratch / "content"
     prepare_layer(content)
+    if debs is not None:
+        shutil.copytree(debs, content / "opt/tests/debs")
     for share in shares:
         _compile(content / "opt/tests/tree", share)
     _compile_all(content)

@@ -130,6 +130,13 @@ def test_from_installation_over_an_upgrade_to_purge(guest_with: Callable[..., Gu
         "dpkg-query", "--show", "--showformat=${Conffiles}", "kolejka-common"
     )
 
+    # What the store of blobs needs is there, and there is no such store.
+    words = ["--data", "/tmp/other", "--port", "0", "--blobs", "s3://bucket/x", "--s3-endpoint", "http://127.0.0.1:1"]
+    secrets = ["env", "KOLEJKA_SERVER_S3_KEY=key", "KOLEJKA_SERVER_S3_SECRET=word"]
+    said = guest.run(*secrets, "kolejka-server", "runserver", *words, status=125).splitlines()
+    assert len(said) == 1
+    assert "the store of blobs fails: Could not connect" in said[0]
+
     # Who is in the group may open sessions, others may not.
     guest.run("useradd", "--groups", "kolejka", "judge")
     guest.run("useradd", "stranger")
