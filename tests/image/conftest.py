@@ -14,7 +14,9 @@ from image import media
 from image.build import Image, whole_initrd
 from image.recipe import BASE_EPOCH
 from tests.image.node import HOST, Node, keep_consoles, make_key
+from tests.image.tls import tls_before
 from tests.machine.layer import built_image
+from tests.neighbours.certificates import make_certificate
 from tests.neighbours.cluster import Cluster
 
 
@@ -72,6 +74,16 @@ def token(server: Cluster) -> str:
 def server_word(server: Cluster) -> str:
     """The kernel word that names the server."""
     return f"kolejka.server=http://{HOST}:{server.port}"
+
+
+@pytest.fixture(scope="session")
+def secured(server: Cluster, folder: Path) -> Iterator[tuple[str, Path]]:
+    """The same server by TLS: the kernel word that names it, and the authority to trust."""
+    place = folder / "secured"
+    place.mkdir()
+    certificate = make_certificate(place, HOST)
+    with tls_before(server.port, certificate) as port:
+        yield f"kolejka.server=https://{HOST}:{port}", certificate.authority
 
 
 @pytest.fixture(scope="session")
