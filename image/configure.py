@@ -33,6 +33,7 @@ from kolejka.common.settings import Section, Setting
 
 PLACE: Final = Path("/run/kolejka/node")
 KEYS_FILE: Final = Path("/run/kolejka/ssh/authorized_keys")
+HOSTS_FILE: Final = Path("/etc/hosts")
 TIME_FILE: Final = Path("/run/systemd/timesyncd.conf.d/kolejka.conf")
 SHORT: Final = {
     "server": ("client", "server"), "name": ("foreman", "name"), "queues": ("foreman", "queues"), "tags": ("foreman",
@@ -466,7 +467,9 @@ def main() -> None:
     node = merge(gather())
     for complaint in node.complaints:
         print(f"kolejka: {complaint}", flush=True)
-    socket.sethostname(host_name(node, _address()))
+    name = host_name(node, _address())
+    socket.sethostname(name)
+    _put(HOSTS_FILE, f"127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost ip6-localhost\n", 0o644)
     write(node)
     if node.keys:
         _put(KEYS_FILE, "\n".join(node.keys) + "\n", 0o644)

@@ -83,6 +83,7 @@ def test_it_is_kept_as_a_measuring_machine_should_be(alpha: Node) -> None:
     )
     assert alpha.run("ls /var/log/journal 2>/dev/null || echo none") == "none"
     assert "kolejka-node" in alpha.run("cat /etc/os-release")
+    assert alpha.run("getent hosts $(hostname)").startswith("127.0.1.1"), "it knows its own name"
 
 
 def test_its_engine_runs_containers_and_lays_its_layers_on_no_overlay(
