@@ -61,8 +61,8 @@ def test_a_job_runs_to_its_result(pool: Pool, tmp_path: Path) -> None:
 
 
 def test_a_payload_can_end_its_children_by_the_usual_signals(pool: Pool, tmp_path: Path) -> None:
-    script = "for name in HUP INT TERM; do sleep 1000 & kill -$name $!; wait $!; echo $?; done"
-    done = pool.run(job(tmp_path, ["sh", "-mc", script], stdout="out", limits={"time": "60s"}))
+    script = "for name in HUP INT TERM; do timeout --preserve-status -s $name 0.1 sleep 1000; echo $?; done"
+    done = pool.run(job(tmp_path, ["sh", "-c", script], stdout="out", limits={"time": "60s"}))
     assert done.outcome is Outcome.OK
     assert (tmp_path / "result-one/out").read_text().split() == ["129", "130", "143"]
 
