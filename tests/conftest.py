@@ -20,7 +20,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import settings
@@ -151,14 +151,16 @@ def busybox_root_tar(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
     return write_busybox_tar(tmp_path_factory.mktemp("rootfs") / "busybox.tar")
 
 
-@pytest.fixture(scope="session")
-def docker(request: pytest.FixtureRequest) -> Iterator[Docker]:
-    """A private Docker daemon with the local images ``tests.neighbours.docker.IMAGES``."""
-    reason = needs.lacking("docker")
+E = TypeVar("E", Docker, Podman)
+
+
+def _engine(request: pytest.FixtureRequest, name: str, kind: type[E]) -> Iterator[E]:
+    """A private container engine with the local images ``tests.neighbours.docker.IMAGES``."""
+    reason = needs.lacking(name)
     if reason:
-        _lack("docker", reason)
+        _lack(name, reason)
     tar = request.getfixturevalue("busybox_root_tar")
-    engine = Docker()
+    engine = kind()
     try:
         engine.start()
         for tag in IMAGES:
@@ -166,23 +168,18 @@ def docker(request: pytest.FixtureRequest) -> Iterator[Docker]:
         yield engine
     finally:
         request.config.stash[_LEFT] += [f"container {name}" for name in engine.stop()]
+
+
+@pytest.fixture(scope="session")
+def docker(request: pytest.FixtureRequest) -> Iterator[Docker]:
+    """A private Docker daemon."""
+    yield from _engine(request, "docker", Docker)
 
 
 @pytest.fixture(scope="session")
 def podman(request: pytest.FixtureRequest) -> Iterator[Podman]:
-    """A private Podman service with the same images."""
-    reason = needs.lacking("podman")
-    if reason:
-        _lack("podman", reason)
-    tar = request.getfixturevalue("busybox_root_tar")
-    engine = Podman()
-    try:
-        engine.start()
-        for tag in IMAGES:
-            engine.import_image(tar, tag)
-        yield engine
-    finally:
-        request.config.stash[_LEFT] += [f"container {name}" for name in engine.stop()]
+    """A private Podman service."""
+    yield from _engine(request, "podman", Podman)
 
 
 @pytest.fixture(scope="session")

@@ -117,7 +117,11 @@ def get_many(
     timeout_s = seconds("--timeout", timeout)
     if bool(ids) == bool(selection):
         raise InputError("say which tasks: by their IDs, or by --label, --name, --queue or --owner")
-    tasks = [client.task(client.find(word)) for word in ids] if ids else list(client.tasks(**selection))
+    found = [client.find(word) for word in ids]  # all of them, before the first is brought
+    if not found:
+        tasks = list(client.tasks(**selection))
+    else:
+        tasks = [client.task(task_id) if by_name else {"id": task_id} for task_id in found]
     places = _places(Path(folder), tasks, by_name=by_name)
     if places:
         _make(folder)
