@@ -13,24 +13,22 @@ import re
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from kolejka.client.base import ServerClient
-from kolejka.client.many import Brought, gather
+from kolejka.client.many import LONG_POLL_S, SHORT_POLL_S, Brought, Told, gather, until_done
 from kolejka.client.results import check_files, check_result_folder, save_result
-from kolejka.client.transport import IDEMPOTENCY_KEY, quoted
-from kolejka.common.errors import Conflict, InputError, NotFound, Unavailable
+from kolejka.client.transport import IDEMPOTENCY_KEY, quoted, told_error
+from kolejka.common.errors import Conflict, InputError, KolejkaError, NotFound, Unavailable
 from kolejka.common.files import check_reference
 from kolejka.common.limits import Limits
 from kolejka.common.result import Result
 from kolejka.common.states import TaskState
 from kolejka.common.task import TASK_FILE, Task
 
-LONG_POLL_S: Final = 30.0
-SHORT_POLL_S: Final = 1.0
 LOG_STEP_S: Final = 20.0
 """how long one request waits for a node's log"""
 PAGE: Final = 500
@@ -250,16 +248,48 @@ class KolejkaClient(ServerClient):
             "GET", f"/tasks/{quoted(id)}/result", params={"wait": f"{wait_s:g}"},
             timeout=wait_s + self.settings.timeout,
         )  # fmt: skip
-        if response.status != 200:
-            return None
+        return None if response.status != 200 else self._understood(id, response.json())
+
+    def _understood(self, id: str, data: Any) -> Result:
+        """A result as the server sent it. Unavailable (``code`` broken_result) when it is none, or another task's."""
         try:
-            result = Result.parse(response.json())
+            result = Result.parse(data)
             check_files(result)
         except InputError as error:
             raise Unavailable(f"{self.server} sent a broken result: {error}", code="broken_result") from None
         if result.id not in {None, id}:
             raise Unavailable(f"{self.server} sent the result of another task", code="broken_result")
         return result
+
+    def results(self, ids: Collection[str], *, wait_s: float = 0.0, enough: int = 1) -> dict[str, Told]:
+        """What the server tells of up to 100 tasks (full ids) in one call: as soon as ``enough`` of them are done, or
+        after ``wait_s`` (at most 60 s).
+
+        One whose result is too large for a common answer is told as done, without it: ask for its ``result``.
+        """
+        params = {"tasks": ",".join(ids), "wait": f"{wait_s:g}", "enough": enough}
+        timeout_s = wait_s + self.settings.timeout
+        answer = self.transport.request("GET", "/tasks/results", params=params, timeout=timeout_s).object()
+        with self.transport.understanding():
+            told = {str(one["id"]): self._told(one) for one in answer["results"]}
+            return {task_id: told[task_id] for task_id in ids}
+
+    def _told(self, data: Mapping[str, Any]) -> Told:
+        if "error" in data:
+            return Told(error=told_error(data["error"]))
+        try:
+            found = data.get("result")
+            return Told(str(data["state"]), None if found is None else self._understood(str(data["id"]), found))
+        except Unavailable as error:
+            return Told(TaskState.DONE, error=error)
+
+    def wait_many(
+        self, ids: Collection[str], timeout_s: float | None = None
+    ) -> Iterator[tuple[str, Result | KolejkaError]]:
+        """Wait until all of these tasks (full ids) are done; each with its result, or the error in its way, about as
+        they come. A task that is not done when ``timeout_s`` have passed has the error Unavailable (``code`` timeout).
+        """
+        return until_done(self, ids, timeout_s)
 
     def wait(self, id: str, timeout_s: float | None = None, *, progress: Tell | None = None) -> Result:
         """Wait until the task is done; its result. Unavailable (``code`` timeout) when ``timeout_s`` pass before.

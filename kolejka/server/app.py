@@ -31,6 +31,11 @@ _FILTERS: Final = (
     Query("after", "where the page before ended: its `next`", kind="count"),
 )
 _WAIT: Final = (Query("wait", "how long to wait for it, in seconds", kind="seconds", default=0.0, maximum=60),)
+_RESULTS_OF: Final = (
+    Query("tasks", "the ids of at most 100 tasks, with commas between them", kind="list", maximum=tasks.MOST_IDS),
+    Query("wait", "how long to wait for them, in seconds", kind="seconds", default=0.0, maximum=60),
+    Query("enough", "how many must be done for an answer before that", kind="count", default=1),
+)
 _PAGE: Final = (
     Query("user", "acts of this user"),
     Query("limit", "how many at most", kind="count", default=100, maximum=1000),
@@ -91,6 +96,7 @@ ROUTES: Final = (
     Route("GET", PREFIX + "/tasks", tasks.list_tasks, READERS, _FILTERS),
     Route("POST", PREFIX + "/tasks", tasks.put_task, OWNERS, body=_TASK, status=(201,)),
     Route("POST", PREFIX + "/tasks/bulk", tasks.put_tasks, OWNERS, body=_BULK, status=(201,)),
+    Route("GET", PREFIX + "/tasks/results", tasks.get_results, READERS, _RESULTS_OF),
     Route("GET", PREFIX + "/tasks/{task_id}", tasks.show_task, READERS),
     Route("DELETE", PREFIX + "/tasks/{task_id}", tasks.delete_task, OWNERS, status=(204,)),
     Route("POST", PREFIX + "/tasks/{task_id}/cancel", tasks.cancel_task, OWNERS),

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from kolejka.server.storage.base import (
@@ -37,6 +37,9 @@ class Waiter:
 
     Of claims besides: ``heard`` is the moment in which the node was last heard (the server's steady clock),
     ``overtaken`` says that a newer one came, ``given`` are the leases that the answer brings.
+
+    Of callers for results: ``done`` are the tasks that ended since they looked, ``enough`` how many of them they wait
+    for.
     """
 
     woken: asyncio.Event = field(default_factory=asyncio.Event)
@@ -49,12 +52,28 @@ class Waiter:
     given: tuple[int, ...] = ()
     older: tuple[Waiter, ...] = ()
     left: asyncio.Event = field(default_factory=asyncio.Event)
+    done: set[str] = field(default_factory=set)
+    enough: int = 1
 
     def looked(self) -> list[TaskWaiting]:
         """What woke this waiter is being looked at; the tasks among it."""
         tasks, self.pending = self.pending, []
+        self.done.clear()
         self.woken.clear()
         return tasks
+
+    def ended(self, task_id: str) -> None:
+        """One of the tasks whose results are waited for is done."""
+        self.done.add(task_id)
+        if len(self.done) >= self.enough:
+            self.woken.set()
+
+    def lacks(self, count: int, seen: Collection[str]) -> None:
+        """Be woken when ``count`` more tasks are done, beside those that were ``seen`` done."""
+        self.done.difference_update(seen)
+        self.enough = count
+        if len(self.done) >= count:
+            self.woken.set()
 
     async def unknown(self) -> frozenset[int]:
         """Wait until the claims that this one overtook have left; the leases that they were given after it was sent."""
@@ -133,16 +152,18 @@ class Wakes:
             claim.woken.set()
 
     @contextlib.contextmanager
-    def for_result(self, task_id: str) -> Iterator[Waiter]:
-        """A caller that waits for a task's result."""
+    def for_results(self, task_ids: Collection[str]) -> Iterator[Waiter]:
+        """A caller that waits for tasks' results."""
         waiter = Waiter()
-        self._results[task_id].add(waiter)
+        for task_id in task_ids:
+            self._results[task_id].add(waiter)
         try:
             yield waiter
         finally:
-            self._results[task_id].discard(waiter)
-            if not self._results[task_id]:
-                del self._results[task_id]
+            for task_id in set(task_ids):
+                self._results[task_id].discard(waiter)
+                if not self._results[task_id]:
+                    del self._results[task_id]
 
     @contextlib.contextmanager
     def for_log(self, number: int) -> Iterator[Waiter]:
@@ -182,7 +203,7 @@ class Wakes:
             match announcement:
                 case TaskDone(task_id):
                     for waiter in self._results.get(task_id, ()):
-                        waiter.woken.set()
+                        waiter.ended(task_id)
                 case CancelAsked(node) | NodeChanged(node):
                     self.node_changed(node)
                 case LogTold(number):

@@ -24,7 +24,7 @@ from typing import Any
 
 from kolejka.client.client import KolejkaClient
 from kolejka.common.limits import Limits
-from kolejka.common.result import Outcome
+from kolejka.common.result import Outcome, Result
 from kolejka.common.settings import WorkerSettings
 from kolejka.common.task import Task
 from kolejka.worker.job import Job
@@ -225,8 +225,9 @@ def measure_cluster(folder: Path, rounds: int, tasks: int) -> dict[str, Any]:
         starts = [when - asked for asked, when in (put_clock(client, spec, folder) for _ in range(rounds + 3))][3:]
         begun = time.perf_counter()
         put = [task["id"] for task in client.put_many(("", Task.parse(spec)) for _ in range(tasks))]
-        for task in put:
-            client.wait(task, 300)
+        for _, result in client.wait_many(put, 300):
+            if not isinstance(result, Result) or result.outcome is not Outcome.OK:
+                raise RuntimeError(f"the task did not run as it should: {result}")
         ended = time.perf_counter()
         for _ in range(tasks):
             client.put_spec({**spec, "requires": ["nobody"]})

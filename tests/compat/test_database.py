@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_tasks_results_and_tokens_are_read(store: SqliteStore) -> None:
     assert (done["name"], done["state"], done["outcome"], done["image"]) == ("done", "done", "ok", "ubuntu:xenial")
     assert (running["name"], running["state"], running["node"]) == ("lost once then running", "running", "forge")
     assert (waiting["name"], waiting["state"], waiting["rank"]) == ("waiting", "waiting", -5)
-    result = Result.parse(store.read(lambda db: tasks.result(db, done["number"])).result())
+    result = Result.parse(json.loads(store.read(lambda db: tasks.result(db, done["number"])).result()))
     assert (result.outcome, result.stats.time, result.manifest["out"].size) == (Outcome.OK, 1.5, 3)
     assert [
         one["state"] for one in store.read(lambda db: leases.history(db, running["number"])).result()

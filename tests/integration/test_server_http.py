@@ -272,6 +272,33 @@ def test_a_result_is_waited_for(ala: Caller, smith: Caller) -> None:
 # Cancelling, deleting, listing, asking
 
 
+def test_results_of_many_tasks_are_told_in_one_answer(ala: Caller, ola: Caller, smith: Caller) -> None:
+    first, second, foreign = ala.put(), ala.put(), ola.put()
+    of = f"/tasks/results?tasks={second},{foreign},{first},nothing"
+    told = ala.ask("GET", of, status=200).json["results"]
+    assert [one["id"] for one in told] == [second, foreign, first, "nothing"]
+    assert [one.get("state") for one in told] == ["waiting", None, "waiting", None]
+    assert [one.get("error", {}).get("code") for one in told] == [None, "not_found", None, "not_found"]
+
+    leases = {one["task_id"]: one["lease"] for one in smith.claim()["attempts"]}
+    smith.finish(leases[first], result=0, outcome="ok")
+    told = ala.ask("GET", of + "&wait=60&enough=3", status=200).json["results"]  # three need no wait any more
+    assert [(one.get("state"), (one.get("result") or {}).get("outcome")) for one in told] == [
+        ("running", None), (None, None), ("done", "ok"), (None, None)
+    ]  # fmt: skip
+    waiting = in_background(ala.ask, "GET", of + "&wait=60&enough=1000", status=200)
+    smith.finish(leases[second], result=1, outcome="failed")
+    told = waiting.result(60).json["results"]
+    assert told[0]["result"] == ala.ask("GET", f"/tasks/{second}/result", status=200).json
+    smith.finish(leases[foreign], result=0, outcome="ok")
+
+    assert ala.ask("GET", "/tasks/results", status=422).error == ("invalid", "tasks")
+    assert ala.ask("GET", "/tasks/results?tasks=", status=422).error == ("invalid", "tasks")
+    assert ala.ask("GET", "/tasks/results?tasks=" + ",".join("x" * 101), status=422).error == ("invalid", "tasks")
+    assert ala.ask("GET", f"/tasks/results?tasks={first}&enough=-1", status=422).error == ("invalid", "enough")
+    assert smith.ask("GET", f"/tasks/results?tasks={first}").status == 403
+
+
 def test_a_waiting_task_is_cancelled_at_once_and_then_deleted(ala: Caller) -> None:
     task_id = ala.put()
     assert ala.ask("DELETE", f"/tasks/{task_id}", status=409).error[0] == "conflict"

@@ -376,6 +376,56 @@ def test_waiting_survives_a_restart_of_the_server(stub: Stub, client: KolejkaCli
     assert client.wait(task["id"]).result == 3
 
 
+def test_many_are_waited_for_also_at_a_server_that_tells_of_one_at_a_time(stub: Stub, client: KolejkaClient) -> None:
+    ids = [client.put_spec({"args": ["x"]})["id"] for _ in range(3)]
+    stub.finish(ids[1], {"outcome": "failed", "result": 3})
+    told = dict(client.wait_many([*ids, "nothing"], 0.05))
+    assert list(told) == [*ids, "nothing"]
+    assert [type(one) for one in told.values()] == [Unavailable, Result, Unavailable, NotFound]
+    assert getattr(told[ids[0]], "code", "") == "timeout"
+
+
+def told_by(stub: Stub, *rounds: dict[str, dict[str, Any]]) -> list[dict[str, list[str]]]:
+    """Have the server tell this of the tasks it is asked for, round by round; what it was asked."""
+    asked: list[dict[str, list[str]]] = []
+
+    def tell(told: dict[str, dict[str, Any]]) -> Callable[[Handler], None]:
+        def act(handler: Handler) -> None:
+            asked.append(stub.asked[-1].query)
+            ids = stub.asked[-1].query["tasks"][0].split(",")
+            handler.json(200, {"results": [{"id": one, **told.get(one, {"state": "running"})} for one in ids]})
+
+        return act
+
+    for told in rounds:
+        stub.fault("GET", "/tasks/results", tell(told))
+    return asked
+
+
+def test_many_are_asked_for_together_and_those_that_are_told_not_again(stub: Stub, client: KolejkaClient) -> None:
+    task = client.put_spec({"args": ["x"]})["id"]  # its result is too large to be told with others
+    stub.finish(task, {})
+    done = {"state": "done", "result": {"result": 0, "outcome": "ok", "files": [], "manifest": {}}}
+    gone = {"error": {"code": "not_found", "message": "there is no such task", "field": None}}
+    asked = told_by(
+        stub,
+        {"a": done, "gone": gone, task: {"state": "done", "result": None}},
+        {"spoiled": {"state": "done", "result": {"outcome": "splendid"}}},
+        {"b": done},
+    )
+    told = dict(client.wait_many(["a", "b", "gone", "spoiled", task]))
+    assert [one["tasks"] for one in asked] == [[f"a,b,gone,spoiled,{task}"], ["b,spoiled"], ["b"]]
+    assert {type(told["a"]), type(told["b"]), type(told[task])} == {Result}
+    assert isinstance(told["gone"], NotFound)
+    assert getattr(told["spoiled"], "code", "") == "broken_result"
+
+
+def test_an_answer_that_leaves_out_a_task_is_no_answer(stub: Stub, client: KolejkaClient) -> None:
+    stub.fault("GET", "/tasks/results", lambda handler: handler.json(200, {"results": []}))
+    with pytest.raises(InputError, match="its answer is not what was asked for"):
+        list(client.wait_many(["a"]))
+
+
 def test_progress_tells_why_a_task_waits_and_where_it_runs(
     stub: Stub, client: KolejkaClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

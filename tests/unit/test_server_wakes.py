@@ -24,7 +24,7 @@ def run(body: Coroutine[Any, Any, None]) -> None:
 def test_a_result_wakes_those_who_wait_for_it_and_nobody_else() -> None:
     async def body() -> None:
         wakes = Wakes()
-        with wakes.for_result("a") as one, wakes.for_result("a") as two, wakes.for_result("b") as other:
+        with wakes.for_results(["a"]) as one, wakes.for_results(["a"]) as two, wakes.for_results(["b"]) as other:
             wakes.deliver([TaskDone("a")])
             assert one.woken.is_set()
             assert two.woken.is_set()
@@ -37,7 +37,7 @@ def test_a_result_wakes_those_who_wait_for_it_and_nobody_else() -> None:
 def test_what_happens_while_one_looks_is_not_lost() -> None:
     async def body() -> None:
         wakes = Wakes()
-        with wakes.for_result("a") as waiter:
+        with wakes.for_results(["a"]) as waiter:
             waiter.looked()
             wakes.deliver([TaskDone("a")])  # while the database is asked
             assert await wait(waiter, 60, forever)
@@ -134,7 +134,7 @@ def test_a_cancel_wakes_the_claim_of_that_node() -> None:
 def test_closing_wakes_everybody() -> None:
     async def body() -> None:
         wakes = Wakes()
-        with wakes.for_tasks("a", lambda _: False) as claim, wakes.for_result("t") as result:
+        with wakes.for_tasks("a", lambda _: False) as claim, wakes.for_results(["t"]) as result:
             wakes.close()
             assert wakes.closing
             assert await wait(claim, 60, forever)

@@ -59,6 +59,10 @@ ANSWERS: Final[Mapping[str, Schema]] = {
     "list_tasks": _has({"tasks": _list(_has(_ROW)), "next": _MAYBE}),
     "put_task": _TASK,
     "put_tasks": _has({"tasks": _list(_has(_ROW))}),
+    "get_results": _has({"results": _list({
+        "type": "object", "required": ["id"],
+        "properties": {"id": _TEXT, "state": _ROW["state"], "result": {"type": ["object", "null"]}, "error": _OBJECT},
+    })}),
     "show_task": _TASK,
     "cancel_task": _TASK,
     "retry_task": _TASK,

@@ -9,7 +9,7 @@ from typing import Any
 from kolejka import __version__
 from kolejka.server.api.answers import ANSWERS
 from kolejka.server.api.errors import STATUS
-from kolejka.server.api.routes import Route
+from kolejka.server.api.routes import Query, Route
 
 _ERROR = {
     "type": "object",
@@ -49,7 +49,9 @@ def _operation(route: Route) -> dict[str, Any]:
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"{(\w+)}", route.path)
     ]
-    parameters += [{"name": q.name, "in": "query", "description": q.help, "schema": q.schema} for q in route.query]
+    parameters += [
+        {"name": q.name, "in": "query", "description": q.help, "schema": q.schema, **_form(q)} for q in route.query
+    ]
     operation: dict[str, Any] = {
         "operationId": route.handler.__name__,
         "summary": route.summary,
@@ -70,6 +72,11 @@ def _operation(route: Route) -> dict[str, Any]:
     elif route.takes is not None:
         operation["requestBody"] = {"required": True, "content": {route.takes: {}}}
     return operation
+
+
+def _form(query: Query) -> dict[str, Any]:
+    """How a parameter with several values is written, where that is not as usual."""
+    return {"required": True, "style": "form", "explode": False} if query.kind == "list" else {}
 
 
 def _response(route: Route, status: int) -> dict[str, Any]:

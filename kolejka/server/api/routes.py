@@ -32,12 +32,15 @@ _RECEIVE: Final = "kolejka.receive"
 LEAVING: Final = "kolejka.leaving"
 """where a request's scope keeps the future that its caller's leaving makes done"""
 _READING: Final = frozenset({"GET", "HEAD"})
+_MANY: Final = frozenset({"pair", "list"})
 _COUNTED: Final = frozenset({Role.CLIENT, Role.INSPECTOR})
 
 
 @dataclass(frozen=True)
 class Query:
-    """A query parameter. ``kind``: text, count, seconds, or pair (``key=value``, may be repeated)."""
+    """A query parameter. ``kind``: text, count, seconds, list (words with commas between them, at most ``maximum``), or
+    pair (``key=value``, may be repeated).
+    """
 
     name: str
     help: str
@@ -58,6 +61,11 @@ class Query:
             raise InputError(f"{text!r} is not one of {', '.join(self.choices)}")
         if self.kind == "text":
             return plain(text)
+        if self.kind == "list":
+            words = plain(text).split(",") if text else []
+            if self.maximum is not None and len(words) > self.maximum:
+                raise InputError(f"{len(words)} are more than {self.maximum:g} in one call")
+            return words
         if self.kind == "pair":
             key, equals, label = plain(text).partition("=")
             if not equals or not key:
@@ -77,10 +85,12 @@ class Query:
     @property
     def schema(self) -> dict[str, Any]:
         """JSON Schema of the value."""
-        kinds = {"text": "string", "pair": "array", "count": "integer", "seconds": "string"}
+        kinds = {"text": "string", "pair": "array", "list": "array", "count": "integer", "seconds": "string"}
         schema: dict[str, Any] = {"type": kinds[self.kind]}
-        if self.kind == "pair":
+        if self.kind in {"pair", "list"}:
             schema["items"] = {"type": "string"}
+        if self.kind == "list" and self.maximum is not None:
+            schema["maxItems"] = int(self.maximum)
         if self.kind == "count":
             schema["minimum"] = 0
             if self.maximum is not None:
@@ -276,7 +286,7 @@ def _either(roles: frozenset[Role]) -> str:
 
 def read_query(declared: tuple[Query, ...], text: str) -> dict[str, Any]:
     """The query parameters. InputError names one that is unknown, said twice or wrong."""
-    values: dict[str, Any] = {q.name: [] if q.kind == "pair" else q.default for q in declared}
+    values: dict[str, Any] = {q.name: [] if q.kind in _MANY else q.default for q in declared}
     if not text:
         return values
     known = {q.name: q for q in declared}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from kolejka.common.schema import check, object_schema
 from kolejka.common.states import TaskState
 from kolejka.common.task import Task, task_schema
 from kolejka.server import intake
+from kolejka.server.api.errors import body as error_body
 from kolejka.server.api.routes import Answer, Call, plain
 from kolejka.server.auth.roles import Role
 from kolejka.server.auth.tokens import Caller
@@ -33,6 +34,10 @@ logger = logging.getLogger("kolejka.server")
 
 MOST_AT_ONCE: Final = 10_000
 MOST_LABELS: Final = task_schema()["properties"]["labels"]["maxProperties"]
+MOST_IDS: Final = 100
+"""Tasks whose results are asked for in one call: a longer address is not for every proxy."""
+MOST_RESULTS: Final = 8 << 20
+"""Characters of results in one answer, about."""
 RETRY_OF: Final = "retry_of"
 BULK: Final = object_schema(
     {"tasks": {"type": "array", "minItems": 1, "maxItems": MOST_AT_ONCE, "items": {"type": "object"},
@@ -76,8 +81,12 @@ def find_task(db: Connection, task_id: str, caller: Caller) -> Found:
     """The caller's task. One of somebody else does not exist for them."""
     found = tasks.find(db, task_id) if "\0" not in task_id else None
     if found is None or not caller.reaches(found.owner_id, found.queue):
-        raise NotFound(f"there is no task {task_id[:128]!r}")
+        raise _no_task(task_id)
     return found
+
+
+def _no_task(task_id: str) -> NotFound:
+    return NotFound(f"there is no task {task_id[:128]!r}")
 
 
 def _check_key(call: Call) -> str | None:
@@ -301,21 +310,67 @@ async def get_result(deps: Deps, call: Call) -> Answer:
     """Get a task's result, waiting for it for up to `wait` seconds; 202 when it is not there by then."""
     task_id = call.path["task_id"]
 
-    def work(db: Connection) -> tuple[TaskState, dict[str, Any] | None]:
+    def work(db: Connection) -> tuple[TaskState, str | None]:
         found = find_task(db, task_id, call.caller)
         return found.state, tasks.result(db, found.number) if found.state is TaskState.DONE else None
 
     deadline = deps.steady() + call.query["wait"]
-    with deps.wakes.for_result(task_id) as waiter:
+    with deps.wakes.for_results([task_id]) as waiter:
         while True:
             waiter.looked()
             await call.still()
             state, result = await ask(deps.store.read(work))
             if result is not None:
-                return Answer(json=result)
+                return Answer(data=result.encode())
             left = deadline - deps.steady()
             if deps.wakes.closing or not await wait(waiter, left, call.gone):
                 return Answer(202, {"state": state})
+
+
+async def get_results(deps: Deps, call: Call) -> Answer:
+    """Get the results of many tasks, as soon as `enough` of them are done or `wait` seconds are over.
+
+    Each task asked for is in the answer, in order: with its `state`, and its `result` if it is done (unless the answer
+    would be too large: then ask for the rest again); or with an `error`, for one that is not the caller's.
+    """
+    task_ids = list(dict.fromkeys(call.query["tasks"]))
+    if not task_ids:
+        raise InputError("say which tasks, by their ids with commas between them", field="tasks")
+    enough = min(call.query["enough"], len(task_ids))
+
+    def work(db: Connection) -> tuple[dict[str, TaskState], dict[str, str]]:
+        found = tasks.find_many(db, task_ids)
+        mine = [one for one in found.values() if call.caller.reaches(one.owner_id, one.queue)]
+        done = {one.number: one.id for one in mine if one.state is TaskState.DONE}
+        settled = len(task_ids) - len(mine) + len(done)
+        results = tasks.results(db, done, most=MOST_RESULTS) if over or settled >= enough else {}
+        return {one.id: one.state for one in mine}, {done[number]: text for number, text in results.items()}
+
+    deadline = deps.steady() + call.query["wait"]
+    over = call.query["wait"] == 0
+    with deps.wakes.for_results(task_ids) as waiter:
+        while True:
+            waiter.looked()
+            await call.still()
+            states, results = await ask(deps.store.read(work))
+            settled = [task_id for task_id in task_ids if states.get(task_id, TaskState.DONE) is TaskState.DONE]
+            if over or len(settled) >= enough:
+                return Answer(data=_told(task_ids, states, results))
+            waiter.lacks(enough - len(settled), settled)
+            over = not await wait(waiter, deadline - deps.steady(), call.gone) or deps.wakes.closing
+
+
+def _told(task_ids: Sequence[str], states: Mapping[str, TaskState], results: Mapping[str, str]) -> bytes:
+    """The answer about many tasks. What is stored as JSON goes out as it is."""
+    told = []
+    for task_id in task_ids:
+        if task_id not in states:
+            error = _no_task(task_id)
+            told.append(json.dumps({"id": task_id, **error_body(error.code, error.message, error.field)}))
+        else:
+            words = json.dumps({"id": task_id, "state": states[task_id]})
+            told.append(f'{words[:-1]}, "result": {results.get(task_id, "null")}}}')
+    return f'{{"results": [{", ".join(told)}]}}'.encode()
 
 
 async def why_task(deps: Deps, call: Call) -> Answer:

@@ -18,7 +18,7 @@ processes on the same database reach it soon, and ``Missed`` does when some of t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -160,7 +160,7 @@ async def ask(future: Future[T]) -> T:
     return await asyncio.wrap_future(future)
 
 
-def marks(values: Sequence[object]) -> str:
+def marks(values: Collection[object]) -> str:
     """``?, ?, ?`` for as many values: the inside of an ``IN (…)``."""
     return ", ".join("?" * len(values))
 

@@ -186,14 +186,20 @@ def finish(db: Connection, ended: Sequence[Ended], now: float) -> None:
 
 def find(db: Connection, task_id: str) -> Found | None:
     """A task by its id."""
-    row = db.row(
-        "SELECT number, id, owner_id, state, queue, signature_id, rank, cancel_at IS NOT NULL FROM tasks WHERE id = ?",
-        task_id,
+    return find_many(db, [task_id]).get(task_id)
+
+
+def find_many(db: Connection, task_ids: Collection[str]) -> dict[str, Found]:
+    """Tasks by their ids (at most some hundreds), those that there are."""
+    rows = db.rows(
+        "SELECT number, id, owner_id, state, queue, signature_id, rank, cancel_at IS NOT NULL FROM tasks"  # noqa: S608 marks
+        f" WHERE id IN ({marks(task_ids)})",
+        *task_ids,
     )
-    if row is None:
-        return None
-    number, id_, owner_id, state, queue, signature, rank, cancelled = row
-    return Found(number, id_, owner_id, TaskState(state), queue, signature, rank, bool(cancelled))
+    return {
+        id_: Found(number, id_, owner_id, TaskState(state), queue, signature, rank, bool(cancelled))
+        for number, id_, owner_id, state, queue, signature, rank, cancelled in rows
+    }
 
 
 def take_in_hand(db: Connection, number: int) -> Found | None:
@@ -247,11 +253,20 @@ def done_among(db: Connection, task_ids: Collection[str]) -> list[str]:
     )]  # fmt: skip
 
 
-def result(db: Connection, number: int) -> dict[str, Any]:
-    """A done task's result."""
-    row = db.row("SELECT result FROM results WHERE number = ?", number)
-    assert row is not None  # a task is done when it has one
-    found: dict[str, Any] = json.loads(row[0])
+def result(db: Connection, number: int) -> str:
+    """A done task's result, as JSON."""
+    return results(db, [number])[number]
+
+
+def results(db: Connection, numbers: Collection[int], *, most: int = 0) -> dict[int, str]:
+    """The results of done tasks, as JSON; no more once they have ``most`` characters (0 = all)."""
+    found: dict[int, str] = {}
+    size = 0
+    for some in pieces(numbers, 16):
+        found.update(db.rows(f"SELECT number, result FROM results WHERE number IN ({marks(some)})", *some))  # noqa: S608 marks
+        size += sum(len(found[number]) for number in some)
+        if most and size >= most:
+            break
     return found
 
 

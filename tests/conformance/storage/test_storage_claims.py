@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import random
 
 import pytest
@@ -37,7 +38,23 @@ def number(cluster: Cluster, task_id: str) -> int:
 
 
 def result(cluster: Cluster, task_id: str) -> dict[str, object]:
-    return cluster.store.read(lambda db: tasks.result(db, number(cluster, task_id))).result()
+    found: dict[str, object] = json.loads(
+        cluster.store.read(lambda db: tasks.result(db, number(cluster, task_id))).result()
+    )
+    return found
+
+
+def test_results_of_many_tasks_are_read_together_and_no_more_than_wanted(
+    cluster: Cluster, ala: Caller, smith: Caller
+) -> None:
+    ids = cluster.put(ala, count=40)
+    for given in cluster.claim(smith, slots=40).given:
+        cluster.finish(smith, given.lease)
+    numbers = [number(cluster, task_id) for task_id in ids]
+    found = cluster.store.read(lambda db: tasks.results(db, numbers)).result()
+    assert [json.loads(found[one])["id"] for one in numbers] == ids
+    assert 0 < len(cluster.store.read(lambda db: tasks.results(db, numbers, most=1)).result()) < 40
+    assert cluster.store.read(lambda db: tasks.results(db, [])).result() == {}
 
 
 def history(cluster: Cluster, task_id: str) -> list[dict[str, object]]:
