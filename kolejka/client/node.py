@@ -85,7 +85,8 @@ class NodeClient(ServerClient):
     """
 
     instance: str | None = None
-    _tells_leases = True
+    _untold: frozenset[str] = frozenset()
+    """what this server does not ask for"""
 
     def _words(self, words: dict[str, Any]) -> dict[str, Any]:
         return words if self.instance is None else {**words, "instance": self.instance}
@@ -102,11 +103,14 @@ class NodeClient(ServerClient):
         wait_s: float = 0.0,
         idle: bool = False,
         leases: Iterable[int] | None = None,
+        ahead: Limits | Mapping[str, Any] | None = None,
+        ahead_slots: int = 0,
     ) -> Claimed:
         """Ask for tasks that fit the free ``capacity`` and ``slots``; wait for them up to ``wait_s`` (at most 30 s).
 
         ``idle`` says that nothing runs here, so that an exclusive task may be given; ``leases`` are those that the
-        figures know of, so that the server reckons with what is on its way here. Unavailable when the server does
+        figures know of, so that the server reckons with what is on its way here. ``ahead`` and ``ahead_slots`` are what
+        may be given besides: short tasks make room for it in a moment. Unavailable when the server does
         not answer; an attempt it gave meanwhile comes back to the queue by the missing heartbeat.
         """
         words = {
@@ -114,17 +118,11 @@ class NodeClient(ServerClient):
             "queues": list(queues), "wait": wait_s, "idle": idle,
         }  # fmt: skip
         words = self._words(words)
-        if leases is not None and self._tells_leases:
+        if leases is not None:
             words["leases"] = list(leases)
-        timeout_s = wait_s + self.settings.timeout
-        try:
-            answer = self.transport.request("POST", "/claims", json=words, timeout=timeout_s, patience=0.0).object()
-        except InputError as error:
-            if error.field != "leases":
-                raise
-            self._tells_leases = False  # an older server does not ask for them
-            del words["leases"]
-            answer = self.transport.request("POST", "/claims", json=words, timeout=timeout_s, patience=0.0).object()
+        if ahead is not None:
+            words["ahead"] = {"capacity": _plain(ahead), "slots": ahead_slots}
+        answer = self._claim({name: word for name, word in words.items() if name not in self._untold}, wait_s)
         with self.transport.understanding():
             return Claimed(
                 tuple(_attempt(data) for data in answer["attempts"]),
@@ -133,6 +131,17 @@ class NodeClient(ServerClient):
                 answer.get("asked"),
                 _log_wish(answer.get("log")),
             )
+
+    def _claim(self, words: dict[str, Any], wait_s: float) -> dict[str, Any]:
+        timeout_s = wait_s + self.settings.timeout
+        try:
+            return self.transport.request("POST", "/claims", json=words, timeout=timeout_s, patience=0.0).object()
+        except InputError as error:
+            if error.field not in {"leases", "ahead"} or error.field not in words:
+                raise
+            self._untold |= {error.field}  # an older server does not ask for it
+            del words[error.field]
+            return self._claim(words, wait_s)
 
     def heartbeat(
         self,

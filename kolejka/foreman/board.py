@@ -1,11 +1,17 @@
 """What this node has in hand: the one state that all threads of a foreman share, behind one lock.
 
 An attempt is *running* from the moment it is admitted (so its inputs may still be on their way) until its payload is
-gone, and *spooled* from then until the server has its result. Both kinds of lease are named in heartbeats; only running
-ones hold a part of the offer.
+gone, and *spooled* from then until the server has its result. All leases in hand are named in heartbeats; only those of
+running attempts hold a part of the offer.
 
-Three conditions share the lock, so that a task's changes wake only those whom they may interest: ``room`` those who ask
-for tasks, ``pulse`` the heartbeat, ``changed`` whoever waits for anything else, which on a healthy node is nobody.
+Where short tasks follow one another, some more are taken on *ahead* of room for them and stand in a *line*: the next
+begins in the moment in which another ends, not a request to the server later. As much stands in it as short tasks held
+that ended within the last tenth of a second; nobody overtakes; who does not get room within a moment all the same goes
+back to the server, unstarted. Where tasks are long there is no line.
+
+Some conditions share the lock, so that a task's changes wake only those whom they may interest: ``room`` those who ask
+for tasks, ``pulse`` the heartbeat, ``late`` whoever gives back what stood in line for too long, ``changed`` whoever
+waits for anything else, which on a healthy node is nobody.
 
 ::
 
@@ -23,14 +29,21 @@ from __future__ import annotations
 import enum
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 from kolejka.common.task import Task
 from kolejka.foreman import pack
-from kolejka.foreman.pack import Free, Misfit, Offer, Placement, Wish
+from kolejka.foreman.pack import Ahead, Free, Misfit, Offer, Placement, Wish
 from kolejka.worker.job import Job
+
+AHEAD_S: Final = 0.1
+"""What short tasks held that ended within so long is what others may be taken on for, ahead of room for them."""
+PATIENCE_S: Final = 0.3
+"""Who stood in line for so long goes back."""
+MOST_AHEAD: Final = 500
 
 
 def seconds() -> float:
@@ -70,10 +83,22 @@ class Running:
     placement: Placement
     slot: int
     since: float = field(default_factory=time.time)
+    began: float = field(default_factory=seconds)
     verdict: Verdict | None = None
     ended: threading.Event = field(default_factory=threading.Event)
     job: Job | None = None
     """what the worker pool was asked to do, once it was"""
+
+
+@dataclass(frozen=True, eq=False)
+class InLine:
+    """An attempt that was taken on ahead of room for it, ``since`` a moment of the clock ``seconds``."""
+
+    lease: int
+    task: Task
+    wish: Wish
+    deadline: float | None
+    since: float
 
 
 _NEXT: Final = {
@@ -95,11 +120,15 @@ class Board:
         self.changed = threading.Condition(lock)
         self.room = threading.Condition(lock)
         self.pulse = threading.Condition(lock)
+        self.late = threading.Condition(lock)
         self.ending = threading.Event()
         """set once the node drains or stops"""
         self.stirred = threading.Event()
         """set with each change, for one who looks at all of it now and then"""
         self._running: dict[int, Running] = {}
+        self._line: deque[InLine] = deque()
+        self._ended: deque[tuple[float, Placement]] = deque(maxlen=MOST_AHEAD)
+        """what short tasks held, and when they ended"""
         self._spooled: set[int] = set()
         self._state = NodeState.ACTIVE
 
@@ -117,42 +146,106 @@ class Board:
             if to in {NodeState.DRAINING, NodeState.STOPPED}:
                 self.ending.set()
             self.room.notify_all()
+            self.late.notify_all()
             self.changed.notify_all()
             self.stir()
             return True
 
-    def admit(self, lease: int, task: Task, wish: Wish, deadline: float | None) -> Running | Misfit:
-        """Take an attempt on, if the node is active and has room for it now."""
+    def admit(
+        self, lease: int, task: Task, wish: Wish, deadline: float | None, *, ahead: bool = False
+    ) -> Running | InLine | Misfit:
+        """Take an attempt on, if the node is active and has room for it now; or, ``ahead`` of that, into the line."""
         with self.changed:
             if self._state is not NodeState.ACTIVE:
                 return Misfit(f"the node is {self._state}")
-            placement = pack.place(self.offer, self.placements(), wish)
-            if isinstance(placement, Misfit):
+            if self._line:
+                placement: Placement | Misfit = Misfit("others stand in line before it")
+            else:
+                placement = pack.place(self.offer, self.placements(), wish)
+            if isinstance(placement, Placement):
+                running = self._begin(lease, task, deadline, placement)
+                self.room.notify()
+                return running
+            if not ahead or isinstance(pack.place(self.offer, (), wish), Misfit):
                 return placement
-            taken = {running.slot for running in self._running.values()}
-            slot = next(number for number in range(self.offer.slots) if number not in taken)
-            running = Running(lease, task, deadline, placement, slot)
-            self._running[lease] = running
-            self.room.notify()
+            self._line.append(InLine(lease, task, wish, deadline, seconds()))
+            if len(self._line) == 1:
+                self.late.notify_all()
             self.stir()
-            return running
+            return self._line[-1]
+
+    def _begin(self, lease: int, task: Task, deadline: float | None, placement: Placement) -> Running:
+        taken = {running.slot for running in self._running.values()}
+        slot = next(number for number in range(self.offer.slots) if number not in taken)
+        running = self._running[lease] = Running(lease, task, deadline, placement, slot)
+        self.stir()
+        return running
+
+    def _advance(self) -> list[Running]:
+        """Take on from the line whom there is room for."""
+        begun = []
+        while self._line and self._state is NodeState.ACTIVE:
+            first = self._line[0]
+            placement = pack.place(self.offer, self.placements(), first.wish)
+            if isinstance(placement, Misfit):
+                break
+            self._line.popleft()
+            begun.append(self._begin(first.lease, first.task, first.deadline, placement))
+        return begun
 
     def free(self) -> Free:
         """What is left of the offer."""
         with self.changed:
             return pack.free(self.offer, self.placements())
 
+    def ahead(self) -> Ahead:
+        """What may be taken on ahead of room for it."""
+        with self.changed:
+            since = seconds() - AHEAD_S
+            while self._ended and self._ended[0][0] < since:
+                self._ended.popleft()
+            return pack.ahead(self.offer, (placement for _, placement in self._ended), (one.wish for one in self._line))
+
+    def in_line(self) -> int:
+        """How many attempts wait for room."""
+        return len(self._line)
+
     def placements(self) -> list[Placement]:
         """The parts of the offer that are held. Call with the lock held, or for a look."""
         return [running.placement for running in self._running.values()]
 
-    def vacate(self, running: Running, *, spooled: bool) -> None:
-        """The payload is gone and its part of the offer free; ``spooled`` = its result waits for the server."""
+    def vacate(self, running: Running, *, spooled: bool) -> list[Running]:
+        """The payload is gone and its part of the offer free; ``spooled`` = its result waits for the server. Gives the
+        attempts that have room now, and are to be started.
+        """
         with self.changed:
             del self._running[running.lease]
             if spooled:
                 self._spooled.add(running.lease)
+            now = seconds()
+            if now - running.began < AHEAD_S:
+                self._ended.append((now, running.placement))
+            begun = self._advance()
             self.tell()
+            return begun
+
+    def step_out(self, leases: Collection[int]) -> list[InLine]:
+        """Take these attempts out of the line, those that stand in it. Call with the lock held."""
+        out = [one for one in self._line if one.lease in leases]
+        for one in out:
+            self._line.remove(one)
+        if out:
+            self.tell()
+        return out
+
+    def too_late(self) -> tuple[list[InLine], float | None]:
+        """Take those out of the line who stood in it for too long, all when the node is not active; and seconds until
+        there may be more of them. Call with the lock held.
+        """
+        now = seconds()
+        latest = now - PATIENCE_S if self._state is NodeState.ACTIVE else now
+        out = self.step_out([one.lease for one in self._line if one.since <= latest])
+        return out, self._line[0].since - latest if self._line else None
 
     def spool(self, leases: Iterable[int]) -> None:
         """These results wait for the server."""
@@ -197,9 +290,9 @@ class Board:
             return list(self._running.values())
 
     def leases(self) -> list[int]:
-        """All leases in hand, running and spooled."""
+        """All leases in hand: running, in line, spooled."""
         with self.changed:
-            return sorted({*self._running, *self._spooled})
+            return sorted({*self._running, *self._spooled, *(one.lease for one in self._line)})
 
     def backlog(self) -> int:
         """How many results wait for the server."""

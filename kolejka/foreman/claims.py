@@ -5,6 +5,10 @@ requests follow one another, each with exact figures. When the server has nothin
 same ones *waits* there (a long poll). As soon as what is free is anything else than what waits, the node asks again,
 and the server answers the older request with nothing: for it, a node's newest request is the only one.
 
+While short tasks follow one another, a request that does not wait asks for some ahead of room for them (board.py), and
+the next one goes out when half of those in line have begun: one request brings many. A server that had less than it was
+asked for has no more; nothing is asked ahead until something is free again.
+
 An answer that had left before a newer request came may bring attempts that the newer one did not know of. Whatever
 fits is run, whatever does not is given back at once, unstarted.
 
@@ -31,8 +35,8 @@ from typing import Final, Protocol
 from kolejka.client.node import Attempt, Claimed
 from kolejka.common.errors import InputError, KolejkaError, NotAllowed
 from kolejka.foreman import pack
-from kolejka.foreman.board import Board, NodeState, Running, Verdict, seconds
-from kolejka.foreman.pack import Free, Misfit, Placement, Wish
+from kolejka.foreman.board import Board, InLine, NodeState, Running, Verdict, seconds
+from kolejka.foreman.pack import Ahead, Free, Misfit, Placement, Wish
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +55,7 @@ REFUSED_PAUSE_S: Final = 30.0
 class Request:
     """One request: what it offers, beside which tasks, since when, and how long it may wait at the server.
 
-    ``leases`` are those that the offer knows of.
+    ``leases`` are those that the offer knows of; ``ahead`` is what may be given beyond what is free.
     """
 
     free: Free
@@ -59,6 +63,12 @@ class Request:
     since: float
     wait_s: float
     leases: tuple[int, ...] = ()
+    ahead: Ahead | None = None
+
+    @property
+    def slots(self) -> int:
+        """How many attempts the answer may bring."""
+        return self.free.slots + (0 if self.ahead is None else self.ahead.slots)
 
 
 class Asks(Protocol):
@@ -70,10 +80,13 @@ class Asks(Protocol):
     def wish(self, attempt: Attempt) -> Wish:
         """What an attempt wants here. InputError when this node does not understand its task."""
 
+    def expect(self, attempt: Attempt) -> None:
+        """Make sure that a foreman that starts anew gives this attempt back."""
+
     def start_attempt(self, running: Running) -> None:
         """Run an admitted attempt."""
 
-    def give_back(self, lease: int, message: str) -> None:
+    def give_back(self, attempt: Attempt, message: str) -> None:
         """Return an attempt that does not fit."""
 
     def refuse(self, attempt: Attempt, error: InputError) -> None:
@@ -106,6 +119,8 @@ class Claims:
         self._newest: Request | None = None
         self._nothing_for: Free | None = None
         """the figures for which the latest answer had nothing"""
+        self._dry = False
+        """whether the server had less than the latest request asked for"""
         self._full_since: float | None = None
         self._not_before = 0.0
         self._pause_s = 0.0
@@ -142,10 +157,13 @@ class Claims:
                 now = seconds()
                 pause = self._due(now)
                 if pause == 0:
-                    free = self._offered()
-                    wait_s = self._wait_s if not free.slots or free == self._nothing_for else 0.0
+                    free, ahead = self._offered(), self._ahead()
+                    waits = not ahead and (not free.slots or free == self._nothing_for)
+                    if free.slots and not waits:
+                        ahead = self._turnover()
                     self._newest = Request(
-                        free, tuple(self._board.placements()), now, wait_s, tuple(self._board.leases())
+                        free, tuple(self._board.placements()), now, self._wait_s if waits else 0.0,
+                        tuple(self._board.leases()), ahead,
                     )  # fmt: skip
                     self._open.append(self._newest)
                     return self._newest
@@ -156,26 +174,42 @@ class Claims:
         """Seconds until the next request; 0 = now, ``None`` = not before something changes."""
         if not self._known():
             return None
-        left = self._offered()
-        if left.slots:
+        left, ahead = self._offered(), self._ahead()
+        if left.slots or ahead:
             self._full_since = None
         elif self._full_since is None:
             self._full_since = now
         newest = self._newest
-        if newest is not None and newest in self._open and (newest.wait_s == 0 or newest.free == left):
+        if newest is not None and newest in self._open and (
+            newest.wait_s == 0 or (newest.free == left and not ahead)
+        ):  # fmt: skip
             return None
         if self._is_full():
             return NO_ROOM_PAUSE_S
         if self._dying and self._dying.isdisjoint(self._board.leases()):
             self._dying, self._not_before = frozenset(), 0.0
         full_since = -FULL_S if self._full_since is None else self._full_since
-        return max(0.0, self._not_before - now, 0.0 if left.slots else full_since + FULL_S - now)
+        return max(0.0, self._not_before - now, 0.0 if left.slots or ahead else full_since + FULL_S - now)
 
     def _offered(self) -> Free:
-        """What is free, with no slots where nothing can be taken."""
+        """What is free, with no slots where nothing can be taken; what somebody in line waits for is not free."""
         left = self._board.free()
-        full = not left.slots or not left.cpus or self._board.backlog() >= self._backlog
-        return dataclasses.replace(left, slots=0) if full else left
+        full = not left.slots or not left.cpus or self._board.in_line() or self._board.backlog() >= self._backlog
+        return dataclasses.replace(left, slots=0, idle=left.idle and not self._board.in_line()) if full else left
+
+    def _ahead(self) -> Ahead | None:
+        """What to ask for ahead although nothing is free: something once the line is half gone, and not in vain."""
+        standing = self._board.in_line()
+        if not standing or self._dry:
+            return None
+        ahead = self._turnover()
+        return ahead if ahead.slots >= standing else None
+
+    def _turnover(self) -> Ahead:
+        """What short tasks make room for in a moment, no more than results get away."""
+        ahead = self._board.ahead()
+        most = self._backlog - self._board.backlog() - len(self._board.placements()) - self._board.in_line()
+        return dataclasses.replace(ahead, slots=max(0, min(ahead.slots, most)))
 
     def _close(self, request: Request) -> None:
         self._open.remove(request)  # whoever closes one asks next itself
@@ -205,17 +239,21 @@ class Claims:
         within = list(request.beside)
         full = bool(answer.attempts) and self._is_full()  # since the request was sent
         try:
-            for attempt in answer.attempts:
-                if full:
-                    self._daemon.give_back(attempt.lease, "the node's disk is full")
-                else:
-                    astray |= not self._place(attempt, within)
+            for attempt in () if full else answer.attempts:
+                self._daemon.expect(attempt)
+            with self._board.changed:  # who looks at what is free sees all of them placed, or none
+                for attempt in answer.attempts:
+                    if full:
+                        self._daemon.give_back(attempt, "the node's disk is full")
+                    else:
+                        astray |= not self._place(attempt, within, ahead=request.ahead is not None)
         finally:
             with self._board.changed:
                 self._pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, self._pause_s * 2)) if astray else 0.0
                 self._dying = answer.cancel
                 if request is self._newest:
                     self._nothing_for = None if answer.attempts else request.free
+                    self._dry = len(answer.attempts) < request.slots
                 self._not_before = seconds() + max(self._pause_s, FIRST_PAUSE_S if answer.cancel else 0.0)
                 self._close(request)
 
@@ -226,8 +264,10 @@ class Claims:
             and seconds() - request.since < request.wait_s / 2
         )  # fmt: skip
 
-    def _place(self, attempt: Attempt, within: list[Placement]) -> bool:
-        """Start one attempt or give it back; False when it does not even fit what it was asked for with."""
+    def _place(self, attempt: Attempt, within: list[Placement], *, ahead: bool) -> bool:
+        """Start one attempt, let it stand in line or give it back; False when it does not even fit what it was asked
+        for with.
+        """
         if attempt.lease in self._board.leases():
             logger.error("the server gave a lease twice", extra={"task": attempt.task_id, "lease": attempt.lease})
             return True
@@ -237,15 +277,17 @@ class Claims:
             self._daemon.refuse(attempt, error)
             return True
         deadline = None if attempt.deadline_s is None else seconds() + attempt.deadline_s
-        running = self._board.admit(attempt.lease, task, wish, deadline)
+        running = self._board.admit(attempt.lease, task, wish, deadline, ahead=ahead)
         asked = pack.place(self._board.offer, within, wish)
         if isinstance(asked, Placement):
             within.append(asked)
         if isinstance(running, Running):
             self._daemon.start_attempt(running)
             return True
+        if isinstance(running, InLine):
+            return True
         logger.info(
             "attempt given back", extra={"task": attempt.task_id, "lease": attempt.lease, "reason": running.message}
         )
-        self._daemon.give_back(attempt.lease, running.message)
+        self._daemon.give_back(attempt, running.message)
         return not isinstance(asked, Misfit)

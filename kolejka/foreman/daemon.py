@@ -90,6 +90,8 @@ class Server(Protocol):
         wait_s: float,
         idle: bool,
         leases: Iterable[int],
+        ahead: Limits | None,
+        ahead_slots: int,
     ) -> Claimed:
         """Ask for tasks."""  # fmt: skip
 
@@ -207,6 +209,7 @@ class Foreman:
         for number in range(COURIERS):
             self._joined.append(self._spawn(self._couriers.loop, f"courier-{number}"))
         self._joined.append(self._spawn(self._couriers.hand_in, "desk"))
+        self._joined.append(self._spawn(self._slots.watch_line, "line"))
         self._joined.append(self._spawn(self._state_file.loop, "state"))
         self._spawn(self._reboots.loop, "reboot")
         self._spawn(self.pulse.loop, "heartbeat")
@@ -273,6 +276,8 @@ class Foreman:
         answer = self._server.claim(
             self.settings.name, capacity=free.limits, total=self.board.offer.total, slots=free.slots, tags=self._tags,
             queues=self.settings.queues, wait_s=request.wait_s, idle=free.idle, leases=request.leases,
+            ahead=None if request.ahead is None else request.ahead.limits,
+            ahead_slots=0 if request.ahead is None else request.ahead.slots,
         )  # fmt: skip
         if answer.asked is not None:
             self._obey(answer.asked)
@@ -285,13 +290,17 @@ class Foreman:
         ceilings = self.settings.ceilings.only(n for n in LIMITS if n in task.limits.values or n not in UNSET)
         return Wish(task.limits.merge(ceilings), task.exclusive, task.image)
 
+    def expect(self, attempt: Attempt) -> None:
+        """Make sure that a foreman that starts anew gives this attempt back."""
+        self._slots.expect(attempt.lease, attempt.task_id)
+
     def start_attempt(self, running: Running) -> None:
         """Run an admitted attempt."""
         self._slots.start(running)
 
-    def give_back(self, lease: int, message: str) -> None:
+    def give_back(self, attempt: Attempt, message: str) -> None:
         """Return an attempt that was not started."""
-        self._couriers.put(Return(lease, message))
+        self._slots.give_back(attempt.lease, attempt.task_id, message)
 
     def refuse(self, attempt: Attempt, error: InputError) -> None:
         """End an attempt whose task this node does not understand."""
@@ -302,8 +311,11 @@ class Foreman:
 
     def end(self, leases: Iterable[int], verdict: Verdict) -> None:
         """End attempts before their time."""
-        for running in self.board.judge(list(leases), verdict):
+        leases = list(leases)
+        for running in self.board.judge(leases, verdict):
             self._slots.kill(running)
+        if leases and verdict is not Verdict.STOPPED:  # what stands in line when the foreman stops is given back anyway
+            self._slots.dismiss(leases, verdict)
 
     def heard(self, heartbeat_s: float) -> None:
         """A claim's answer told how long a node may be silent."""
@@ -417,7 +429,7 @@ class Foreman:
         """Wait until the foreman is to end, see that all is finished, then end the loops."""
         board = self.board
         board.ending.wait()
-        board.wait(lambda: board.state is NodeState.STOPPED or not board.placements())
+        board.wait(lambda: board.state is NodeState.STOPPED or not (board.placements() or board.in_line()))
         if not board.wait(self._drained, DRAIN_PATIENCE_S):
             while self.pulse.reachable and not board.wait(self._drained, DRAIN_PATIENCE_S):
                 self.pulse.now()
@@ -447,9 +459,12 @@ class Foreman:
         deadline = seconds() + STOP_PATIENCE_S
         while seconds() < deadline:
             self.end([running.lease for running in self.board.running()], Verdict.STOPPED)
-            if self.board.wait(lambda: not self.board.placements() and not self._couriers.pending, 1.0):
+            if self.board.wait(self._nothing_in_hand, 1.0):
                 return
         logger.warning("foreman ends before its payloads", extra={"running": len(self.board.running())})
+
+    def _nothing_in_hand(self) -> bool:
+        return not (self.board.placements() or self.board.in_line() or self._couriers.pending)
 
     def _clear(self) -> None:
         """Give back what runs, for a reboot."""

@@ -84,6 +84,26 @@ class Free:
     idle: bool
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """What may be taken on beyond what is free, since short tasks make room for it in a moment."""
+
+    limits: Limits
+    slots: int
+
+
+def ahead(offer: Offer, ended: Iterable[Placement], waiting: Iterable[Wish]) -> Ahead:
+    """As much as short tasks held that ``ended`` lately, less what waits here for its room already."""
+    passed = [placement for placement in ended if not placement.exclusive]
+    wished = [wish.limits for wish in waiting]
+    amounts: dict[str, Value] = {}
+    for name in offer.total.values:
+        if LIMITS[name].share is Share.SPLIT:
+            held = sum(placement.taken.get(name) or 0 for placement in passed)
+            amounts[name] = max(0, held - sum(limits.get(name) or UNSET.get(name, 0) for limits in wished))
+    return Ahead(Limits(amounts), max(0, len(passed) - len(wished)))
+
+
 def free(offer: Offer, placements: Iterable[Placement]) -> Free:
     """What ``placements`` leave of the offer. Nothing is left beside a task that has the node for itself."""
     held = list(placements)

@@ -15,7 +15,7 @@ import logging
 import queue
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from kolejka.common.errors import InputError, KolejkaError, NodeError, Unavailab
 from kolejka.common.limits import LIMITS, Limits, Share
 from kolejka.common.result import Outcome, Result
 from kolejka.foreman.blobs import BlobCache
-from kolejka.foreman.board import Board, Running, Verdict, seconds
+from kolejka.foreman.board import Board, NodeState, Running, Verdict, seconds
 from kolejka.foreman.images import ImageCache
 from kolejka.foreman.spool import Entry, Spool
 from kolejka.foreman.upload import Couriers, Parcel, Return
@@ -89,7 +89,18 @@ class Slots:
         self._quarantine = quarantine
         self.why_stopped = STOPS
         """what the server is told of leases that are given back because nothing is to run here"""
+        self._closed = False
         self._queues: list[queue.SimpleQueue[Running | None]] = [queue.SimpleQueue() for _ in range(board.offer.slots)]
+
+    def expect(self, lease: int, task: str) -> None:
+        """Make an attempt's folder: from now on a foreman that starts anew gives it back."""
+        with suppress(OSError):  # whoever runs it tries again, and tells
+            (self._folder / folder_name(lease, task)).mkdir(parents=True, exist_ok=True)
+
+    def give_back(self, lease: int, task: str, message: str) -> None:
+        """Return an attempt that was not started."""
+        remove_tree(self._folder / folder_name(lease, task))
+        self._couriers.put(Return(lease, message))
 
     def start(self, running: Running) -> None:
         """Run an admitted attempt on its slot's thread."""
@@ -99,6 +110,9 @@ class Slots:
         """End the loops, each after what it was given before."""
         for one in self._queues:
             one.put(None)
+        with self._board.late:
+            self._closed = True
+            self._board.late.notify_all()
 
     def kill(self, running: Running) -> None:
         """End an attempt whose verdict was passed. Again is fine, and the way when the pool had not heard of it yet."""
@@ -107,12 +121,38 @@ class Slots:
         if job is not None:
             self._pool.cancel(job)
 
-    def refuse(self, lease: int, task: str, message: str) -> None:
-        """End an attempt that cannot even be started."""
+    def refuse(self, lease: int, task: str, message: str, outcome: Outcome = Outcome.ERROR) -> None:
+        """End an attempt that is not even started."""
         self._board.spool([lease])
         folder = self._folder / folder_name(lease, task)
-        result = self._error(Result(Outcome.ERROR, id=task, message=message), folder)
+        result = self._error(Result(outcome, id=task, message=message), folder)
         self._hand_over(lease, task, folder, result)
+
+    def dismiss(self, leases: Collection[int], verdict: Verdict) -> None:
+        """End attempts that stand in line."""
+        with self._board.changed:
+            out = self._board.step_out(leases)
+            if verdict is Verdict.CANCELLED:
+                self._board.spool(one.lease for one in out)
+        for one in out:
+            logger.info("attempt is ended", extra={"task": one.task.id, "lease": one.lease, "verdict": str(verdict)})
+            if verdict is Verdict.CANCELLED:
+                self.refuse(one.lease, one.task.id or "", "cancelled before it was started", Outcome.CANCELLED)
+            else:
+                remove_tree(self._folder / folder_name(one.lease, one.task.id or ""))
+
+    def watch_line(self) -> None:
+        """Give back what stands in line for too long, until closed."""
+        with self._board.late:
+            while not self._closed:
+                late, pause = self._board.too_late()
+                state = self._board.state
+                why = "others took longer than expected" if state is NodeState.ACTIVE else f"the node is {state}"
+                for one in late:  # in one step with their leaving, so that the foreman's end waits for it
+                    about = {"task": one.task.id, "lease": one.lease, "reason": why}
+                    logger.info("attempt given back", extra=about)
+                    self.give_back(one.lease, one.task.id or "", why)
+                self._board.late.wait(pause)
 
     def loop(self, number: int) -> None:
         """Run the attempts of one slot until closed."""
@@ -123,15 +163,19 @@ class Slots:
                 logger.exception("attempt failed in the foreman", extra=_about(running))
                 self._couriers.put(Return(running.lease, f"the node's foreman failed: {error}"))
                 if running in self._board.running():
-                    self._board.vacate(running, spooled=False)
+                    self._start_all(self._board.vacate(running, spooled=False))
                 self._board.forget(running.lease)
+
+    def _start_all(self, begun: Iterable[Running]) -> None:
+        for running in begun:
+            self.start(running)
 
     def _carry_out(self, running: Running) -> None:
         folder = self._folder / folder_name(running.lease, running.task.id or "")
         about = _about(running)
         logger.info("attempt started", extra={**about, "cpus": running.placement.cpuset, "slot": running.slot})
         try:
-            folder.mkdir(parents=True)  # from now on a foreman that starts anew gives this attempt back
+            folder.mkdir(parents=True, exist_ok=True)
             result = self._run(running, folder)
         except (KolejkaError, OSError) as error:
             if isinstance(error, NodeError) and error.code == UNKILLABLE:
@@ -145,7 +189,7 @@ class Slots:
             keep = not stopped and verdict is not Verdict.LOST
             if stopped:  # in one step with the vacating, so that the foreman's end waits for it
                 self._couriers.put(Return(running.lease, self.why_stopped))
-            self._board.vacate(running, spooled=keep)
+            self._start_all(self._board.vacate(running, spooled=keep))
         logger.info("payload ended", extra={**about, "outcome": str(result.outcome), "limit": result.limit})
         if keep:
             self._hand_over(running.lease, running.task.id or "", folder, result)

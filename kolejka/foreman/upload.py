@@ -3,7 +3,8 @@
 Couriers are a few threads that take parcels one by one, so a slot never waits for the network and a large upload does
 not hold up small ones. For each parcel: the files first (the client skips those the server has). Then its result lies
 on the *desk*, from which one more thread hands in, in one request, all that lie there: what is alone goes at once, and
-while a request is on its way the next ones gather. Then the spool forgets them. What the server says of each decides:
+while a request is on its way the next ones gather, as they do for a moment while more tasks stand in line (board.py).
+Then the spool forgets them. What the server says of each decides:
 
 ===========================  ========================================================================================
 it takes the result          forget it
@@ -31,7 +32,7 @@ from typing import Any, Final, Protocol
 
 from kolejka.common.errors import Conflict, InputError, KolejkaError, NotAllowed, NotFound, Unavailable
 from kolejka.common.result import Outcome, Result
-from kolejka.foreman.board import Board, NodeState
+from kolejka.foreman.board import Board, NodeState, seconds
 from kolejka.foreman.heartbeat import Pulse
 from kolejka.foreman.spool import Entry, Spool
 
@@ -41,6 +42,8 @@ FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 15.0
 TOGETHER: Final = 64
 """results in one request at most: the others need not wait for an answer that is long in coming"""
+GATHER_S: Final = 0.05
+"""how long a result waits for others while short tasks follow one another"""
 KNOWN_BLOBS: Final = 4096
 """hashes remembered as stored at the server; most results share a few, such as the empty file's"""
 
@@ -188,9 +191,11 @@ class Couriers:
         going = True
         while going:
             parcels = [self._desk.get()]
+            until = seconds() + (GATHER_S if self._board.in_line() else 0.0)
             with contextlib.suppress(queue.Empty):
-                while len(parcels) < TOGETHER:
-                    parcels.append(self._desk.get_nowait())
+                while parcels[-1] is not None and len(parcels) < TOGETHER:
+                    left_s = until - seconds()
+                    parcels.append(self._desk.get(timeout=left_s) if left_s > 0 else self._desk.get_nowait())
             going = None not in parcels
             left = [parcel for parcel in parcels if parcel is not None]
             self._persist(partial(self._hand_in, left))

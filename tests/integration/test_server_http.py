@@ -257,6 +257,22 @@ def test_a_claim_gives_up_when_its_time_is_over(smith: Caller) -> None:
     assert smith.claim(wait=0.05)["attempts"] == []
 
 
+def test_a_node_gets_tasks_ahead_of_room_for_them_but_none_too_large_for_it(ala: Caller, smith: Caller) -> None:
+    total = {**AMOUNTS, "cpus": 2}
+    ids = [ala.put(limits={"cpus": 1}) for _ in range(4)]
+    ala.put(limits={"cpus": 3})
+    ala.put(exclusive=True)
+    words = {"total": total, "capacity": {**AMOUNTS, "cpus": 1}, "slots": 1, "idle": False}
+    ahead = {"capacity": {"cpus": 8, "memory": 1 << 30}, "slots": 8}
+    given = smith.claim("brisk", **words, ahead={**ahead, "slots": 2})["attempts"]
+    assert [one["task_id"] for one in given] == ids[:3]
+    given += smith.claim("brisk", **words, ahead=ahead, leases=[one["lease"] for one in given])["attempts"]
+    assert [one["task_id"] for one in given] == ids
+    assert ala.ask("GET", "/nodes/brisk", status=200).json["capacity"]["cpus"] == 1
+    for one in given:
+        smith.finish(one["lease"])
+
+
 def test_a_result_is_waited_for(ala: Caller, smith: Caller) -> None:
     task_id = ala.put()
     assert ala.ask("GET", f"/tasks/{task_id}/result", status=202).json == {"state": "waiting"}
@@ -497,6 +513,7 @@ def test_a_wrong_task_is_refused_by_the_name_of_its_field(ala: Caller, spec: Any
     [
         ({}, "node"), ({"node": ""}, "node"), ({"node": "a/b"}, "node"), ({"node": "a", "slots": -1}, "slots"),
         ({"wait": 31}, "wait"), ({"wait": "long"}, "wait"), ({"total": {"colour": 1}}, "total.colour"),
+        ({"ahead": {"slots": 1}}, "ahead.capacity"), ({"ahead": {"capacity": {}, "slots": 9999}}, "ahead.slots"),
         ({"capacity": {"cpus": -1}}, "capacity.cpus"), ({"capacity": {"cpus": 10**30}}, "capacity.cpus"),
         ({"tags": "x"}, "tags"), ({"tags": ["\ud800"]}, "tags"), ({"slot": 1}, "slot"),
         ({"queues": ["/"]}, "queues[0]"), ({"node": "\ud800"}, "node"),

@@ -28,10 +28,11 @@ def offer_of(cpus: int = 2, slots: int = 0, **amounts: object) -> Offer:
 
 
 class FakePool:
-    """Payloads end when the test says so, or at once if ``instant``."""
+    """Payloads end when the test says so, or at once if ``instant``, but for those of the tasks ``lasting``."""
 
     def __init__(self, *, instant: bool = False) -> None:
         self.instant = instant
+        self.lasting: frozenset[str] = frozenset()
         self.started: list[Job] = []
         self.calls: list[str] = []
         self.outcomes: dict[str, Result] = {}
@@ -51,7 +52,7 @@ class FakePool:
         with self._lock:
             self._ends[job.result] = (event, outcome)
             self.started.append(job)
-        if not self.instant:
+        if not self.instant or task.id in self.lasting:
             event.wait()
         if self.fault is not None:
             raise self.fault
@@ -149,10 +150,14 @@ class FakeServer:
 
     def claim(
         self, node: str, *, capacity: Limits, total: Limits, slots: int, tags: Iterable[str], queues: Iterable[str],
-        wait_s: float, idle: bool, leases: Iterable[int],
+        wait_s: float, idle: bool, leases: Iterable[int], ahead: Limits | None = None, ahead_slots: int = 0,
     ) -> Claimed:  # fmt: skip
         with self.changed:
-            claim = {"capacity": capacity, "slots": slots, "idle": idle, "wait_s": wait_s, "leases": list(leases)}
+            claim = {"capacity": capacity, "slots": slots, "idle": idle, "wait_s": wait_s, "leases": list(leases),
+                     "ahead": ahead_slots}  # fmt: skip
+            more = {} if ahead is None else ahead.values
+            capacity = capacity.replace(**{name: value + more.get(name, 0) for name, value in capacity.values.items()})
+            slots += ahead_slots
             self.claims.append(claim)
             self.changed.notify_all()
             self._check()

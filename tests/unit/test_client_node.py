@@ -50,16 +50,20 @@ def test_a_claim_says_all_and_reads_all(stub: Stub, node: NodeClient) -> None:
     assert claimed.attempts[0].task == Task(args=("x",))
 
 
-def test_a_claim_tells_its_leases_unless_the_server_is_too_old_to_ask_for_them(stub: Stub, node: NodeClient) -> None:
+def test_a_claim_tells_what_an_older_server_does_not_ask_for_until_it_says_so(stub: Stub, node: NodeClient) -> None:
+    words: dict[str, Any] = {"leases": (4, 5), "ahead": {"cpus": 2}, "ahead_slots": 2}
     stub.fault("POST", "/claims", status(200, {"attempts": []}))
-    claim(node, leases=(4, 5))
-    assert json.loads(stub.asked[-1].body)["leases"] == [4, 5]
-    refusal = {"error": {"code": "invalid", "message": "there is no such field", "field": "leases"}}
-    stub.fault("POST", "/claims", status(422, refusal))
+    claim(node, **words)
+    told = json.loads(stub.asked[-1].body)
+    assert (told["leases"], told["ahead"]) == ([4, 5], {"capacity": {"cpus": 2}, "slots": 2})
+    for field in ("ahead", "leases"):
+        refusal = {"error": {"code": "invalid", "message": "there is no such field", "field": field}}
+        stub.fault("POST", "/claims", status(422, refusal))
     stub.fault("POST", "/claims", status(200, {"attempts": []}), times=2)
     for _ in range(2):
-        assert claim(node, leases=(4, 5)) == Claimed()
-    assert [("leases" in json.loads(asked.body)) for asked in stub.asked[-3:]] == [True, False, False]
+        assert claim(node, **words) == Claimed()
+    told_then = [set(json.loads(asked.body)) & {"leases", "ahead"} for asked in stub.asked[-4:]]
+    assert told_then == [{"leases", "ahead"}, {"leases"}, set(), set()]
 
 
 def test_results_handed_in_together_are_answered_each(stub: Stub, node: NodeClient) -> None:

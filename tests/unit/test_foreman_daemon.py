@@ -19,8 +19,9 @@ from kolejka.common.limits import Limits
 from kolejka.common.result import Outcome, Result
 from kolejka.foreman import claims, heartbeat, leftovers, slots, upload
 from kolejka.foreman import spool as spool_module
-from kolejka.foreman.board import NodeState
+from kolejka.foreman.board import Board, InLine, NodeState, Running
 from kolejka.foreman.daemon import Foreman
+from kolejka.foreman.pack import Misfit, Wish
 from kolejka.worker.job import Job
 from tests.support import wait_until
 from tests.unit.foreman_fakes import EMPTY, FakePool, FakeServer, foreman_of, offer_of, task, with_file
@@ -139,6 +140,121 @@ def test_a_request_asks_once_waits_once_and_is_not_repeated_while_nothing_change
     assert world.server.claims[-1]["capacity"].get("cpus") == 1
 
 
+# Ahead of room.
+
+
+@pytest.fixture
+def brisk(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Every task is a short one, and who stands in line does so as long as the test likes."""
+    monkeypatch.setattr("kolejka.foreman.board.AHEAD_S", 1000.0)
+    monkeypatch.setattr("kolejka.foreman.board.PATIENCE_S", 1000.0)
+    return world
+
+
+def test_short_tasks_are_asked_for_many_at_a_time_and_run_in_order(brisk: World) -> None:
+    brisk.pool.instant = True
+    tasks = [task(f"t{number}") for number in range(100)]
+    brisk.server.put(*tasks)
+    brisk.start(offer_of(1))
+    brisk.results(100)
+    assert [job.task.id for job in brisk.pool.started] == [one.id for one in tasks]
+    assert len(brisk.server.claims) < 20
+    assert brisk.server.released == {}
+    assert max(map(len, brisk.server.together)) > 1
+    wait_until(brisk.nothing_left)
+
+
+def test_nothing_is_asked_ahead_of_room_where_tasks_are_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kolejka.foreman.board.AHEAD_S", 0.0)
+    world.pool.instant = True
+    world.server.put(*(task(f"t{number}") for number in range(10)))
+    world.start(offer_of(2))
+    world.results(10)
+    assert {claim["ahead"] for claim in world.server.claims} == {0}
+
+
+def standing(world: World) -> Foreman:
+    """A node of one slot that did short tasks, and went on with a long one; three more of that kind stand in line."""
+    lasting = [task(f"long-{number}") for number in range(4)]
+    world.pool.instant, world.pool.lasting = True, frozenset(str(one.id) for one in lasting)
+    world.server.put(*(task(f"short-{number}") for number in range(20)), *lasting)
+    foreman = world.start(offer_of(1))
+    world.results(20)
+    wait_until(lambda: foreman.board.in_line() == 3 and foreman.board.backlog() == 0)
+    return foreman
+
+
+def test_who_stands_in_line_for_too_long_goes_back_unstarted(brisk: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreman = standing(brisk)
+    monkeypatch.setattr("kolejka.foreman.board.PATIENCE_S", 0.01)
+    with foreman.board.late:
+        foreman.board.late.notify_all()  # it would look by itself after the patience that it knew
+    wait_until(lambda: {22, 23, 24} <= set(brisk.server.released))
+    assert set(brisk.server.released.values()) == {"others took longer than expected"}
+    assert foreman.board.leases() == [21]
+    assert len(brisk.pool.started) == 21
+    wait_until(lambda: [path.name for path in (brisk.data / "running").iterdir()] == ["21-long-0"])
+
+
+def test_who_stands_in_line_is_known_to_the_server_and_to_the_next_life(brisk: World) -> None:
+    foreman = standing(brisk)
+    assert foreman.board.leases() == [21, 22, 23, 24]
+    folders = {path.name for path in (brisk.data / "running").iterdir()}
+    assert folders == {"21-long-0", "22-long-1", "23-long-2", "24-long-3"}
+    assert foreman.board.free().slots == 0, "heartbeats tell what is free without them"
+
+
+def test_a_task_that_is_cancelled_in_line_ends_and_one_that_is_lost_is_dropped(brisk: World) -> None:
+    foreman = standing(brisk)
+    brisk.server.cancel(22)
+    brisk.server.lost.add(23)
+    foreman.pulse.now()
+    result = brisk.results(21)[22]
+    assert (result.id, result.outcome) == ("long-1", Outcome.CANCELLED)
+    wait_until(lambda: foreman.board.leases() == [21, 24])
+    brisk.pool.finish()
+    assert brisk.jobs(22)[21].task.id == "long-3"
+    assert 23 not in brisk.server.results
+    brisk.pool.finish()
+    wait_until(brisk.nothing_left)
+
+
+@pytest.mark.parametrize("end", ["drain", "stop", "hold"])
+def test_a_node_that_takes_no_more_tasks_gives_back_its_line_at_once(brisk: World, end: str) -> None:
+    foreman = standing(brisk)
+    if end == "hold":
+        brisk.server.ask("drain")
+        foreman.pulse.now()
+    else:
+        getattr(foreman, end)()
+    wait_until(lambda: {22, 23, 24} <= set(brisk.server.released))
+    assert len(brisk.pool.started) == 21
+    brisk.pool.finish()
+    if end != "hold":
+        assert foreman.wait_finished(30)
+
+
+def test_nobody_overtakes_in_line() -> None:
+    board = Board(offer_of(2))
+
+    def admit(lease: int, cpus: int) -> Running | InLine | Misfit:
+        limits = Limits.of(cpus=cpus, memory="64M", pids=16)
+        return board.admit(lease, task(str(lease)), Wish(limits), None, ahead=True)
+
+    first, second = admit(1, 1), admit(2, 1)
+    assert isinstance(first, Running)
+    assert isinstance(second, Running)
+    assert isinstance(admit(3, 2), InLine)
+    assert isinstance(admit(4, 1), InLine)
+    assert isinstance(admit(5, 3), Misfit), "it never fits here"
+    assert board.vacate(first, spooled=False) == [], "a CPU is free, but the first in line wants two"
+    assert isinstance(admit(6, 1), InLine)
+    (wide,) = board.vacate(second, spooled=False)
+    assert wide.lease == 3
+    assert [running.lease for running in board.vacate(wide, spooled=False)] == [4, 6]
+    assert board.in_line() == 0
+
+
 def test_an_exclusive_task_starts_when_the_node_becomes_idle_though_an_older_request_waits(world: World) -> None:
     world.start(offer_of(3))
     world.server.put(task("t0"))
@@ -160,7 +276,7 @@ def test_one_who_waits_is_overtaken_by_what_a_late_answer_leaves(world: World) -
     foreman = world.start(offer_of(2))
     wait_until(lambda: len(world.server.claims) == 2)
     late = Attempt(50, "late", "owner", task("late").to_json(), None)
-    foreman._claims._place(late, [])
+    foreman._claims._place(late, [], ahead=False)
     wait_until(lambda: world.server.claims[-1]["slots"] == 1, 10, "what waits for 30 s offers too much")
 
 
@@ -199,7 +315,7 @@ def test_an_attempt_that_does_not_fit_is_given_back_at_once(world: World) -> Non
     # What an overlapping request may bring: a task for the CPUs of an older offer.
     world.server.leases[50] = task("late", cpus=2)
     late = Attempt(50, "late", "owner", task("late", cpus=2).to_json(), None)
-    assert foreman._claims._place(late, []) is True
+    assert foreman._claims._place(late, [], ahead=False) is True
     wait_until(lambda: 50 in world.server.released)
     assert world.server.results == {}
 
@@ -228,7 +344,7 @@ def test_the_nodes_ceilings_cut_a_tasks_limits(tmp_path: Path) -> None:
 
 def test_a_task_that_this_node_does_not_understand_ends_as_an_error(world: World) -> None:
     foreman = world.start()
-    foreman._claims._place(Attempt(9, "odd", "owner", {"id": "odd", "args": ["x"], "future": 1}, None), [])
+    foreman._claims._place(Attempt(9, "odd", "owner", {"id": "odd", "args": ["x"], "future": 1}, None), [], ahead=False)
     result = world.results(1)[9]
     assert result.outcome is Outcome.ERROR
     assert "future" in (result.message or "")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kolejka.common.limits import LIMITS, Limits, Share
-from kolejka.foreman.pack import Cpu, Misfit, Offer, Placement, Wish, choose_cpus, free, place
+from kolejka.foreman.pack import Ahead, Cpu, Misfit, Offer, Placement, Wish, ahead, choose_cpus, free, place
 from tests.unit.foreman_fakes import offer_of
 
 
@@ -186,3 +186,16 @@ def test_cores_are_broken_up_only_where_the_count_is_odd_or_halves_are_left(
     assert len(chosen) == count
     by_core = [{cpu.number for cpu in cpus if cpu.core == core} for core in {cpu.core for cpu in cpus}]
     assert sum(1 for core in by_core if len(core & chosen) == 1) == count % 2
+
+
+def test_as_much_is_taken_on_ahead_as_short_tasks_held_that_ended() -> None:
+    offer = offer_of(4)
+    first, alone = place(offer, [], wish(2)), place(offer, [], replace(wish(), exclusive=True))
+    assert isinstance(first, Placement)
+    assert isinstance(alone, Placement)
+    nothing = Limits({"cpus": 0, "memory": 0, "pids": 0})
+    assert ahead(offer, [], []) == Ahead(nothing, 0)
+    assert ahead(offer, [first, first, alone], []) == Ahead(Limits.of(cpus=4, memory="128M", pids=32), 2)
+    assert ahead(offer, [first, first], [wish(1)]) == Ahead(Limits.of(cpus=3, memory="64M", pids=16), 1)
+    assert ahead(offer, [first], [wish(1), wish(8)]) == Ahead(nothing, 0)
+    assert ahead(offer, [first], [Wish(Limits())]) == Ahead(Limits.of(cpus=1, memory="64M", pids=16), 0)

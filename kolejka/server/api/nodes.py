@@ -23,7 +23,7 @@ from kolejka.server.deps import Deps
 from kolejka.server.intake import put_at
 from kolejka.server.scheduling import claims
 from kolejka.server.scheduling.claims import Claim, Claimed
-from kolejka.server.scheduling.match import Offer, wants
+from kolejka.server.scheduling.match import Offer, add, wants
 from kolejka.server.scheduling.rules import Rules
 from kolejka.server.storage import leases, nodes
 from kolejka.server.storage.base import Connection, LogTold, NodeChanged, TaskWaiting, ask
@@ -93,6 +93,13 @@ CLAIM = object_schema(
         "wait": {"type": "number", "minimum": 0, "maximum": 30, "description": "seconds"},
         "idle": {"type": "boolean", "description": "nothing runs on the node: an exclusive task may be given"},
         "leases": {**_LEASES, "description": "those that the node knew of when it counted what is free"},
+        "ahead": {
+            **object_schema(
+                {"capacity": _AMOUNTS, "slots": {"type": "integer", "minimum": 0, "maximum": 1000}},
+                required=["capacity", "slots"],
+            ),
+            "description": "what may be given besides: short tasks make room for it in a moment",
+        },
     },
     required=["node", "total", "capacity", "slots"],
 )
@@ -155,14 +162,17 @@ async def claim(deps: Deps, call: Call) -> Answer:
     """
     body = call.body
     words = _words(body, None)
-    offer = Offer(frozenset(words.tags), Limits(words.total), Limits(words.capacity), body.get("idle", False))
+    ahead = body.get("ahead", {"capacity": {}, "slots": 0})
+    free = add(Limits(words.capacity), Limits(ahead["capacity"]))
+    offer = Offer(frozenset(words.tags), Limits(words.total), free, body.get("idle", False))
     queues, scope = frozenset(body.get("queues", ())), call.caller.scope.queues
     if scope is not None:
         queues = queues & scope if queues else scope
         if not queues:
             raise NotAllowed(f"this token is for the queues {', '.join(sorted(scope))} only", field="queues")
     knows = frozenset(body["leases"]) if "leases" in body else None
-    request = Claim(call.caller.user_id, words, offer, body["slots"], queues, knows=knows)
+    slots = body["slots"] + ahead["slots"]
+    request = Claim(call.caller.user_id, words, offer, slots, queues, knows=knows)
 
     def wanted(announcement: TaskWaiting) -> bool | None:
         if open_to is None or request.slots == 0 or is_silent():

@@ -105,6 +105,13 @@ def take(free: Limits, signature: Signature) -> Limits:
     return free.replace(**left) if left else free
 
 
+def add(free: Limits, ahead: Limits) -> Limits:
+    """What is free or will be in a moment, of what tasks divide among themselves."""
+    return free.replace(
+        **{n: free.values[n] + ahead.values[n] for n in SPLIT if n in free.values and n in ahead.values}
+    )
+
+
 def wants(signature: Signature, offer: Offer) -> bool:
     """Whether the node would take such a task at once."""
     return (
