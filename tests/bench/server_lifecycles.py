@@ -132,24 +132,26 @@ def with_postgres(seconds: float, *, together: bool) -> dict[str, Any]:
     try:
         database.start()
         url = database.url(database.create())
-        return serve(seconds, "--processes", "2", together=together, database=url)
+        return serve(seconds, processes=2, together=together, database=url)
     finally:
         database.stop()
 
 
-def serve(seconds: float, *options: str, together: bool, database: str = "") -> dict[str, Any]:
+def serve(seconds: float, *, processes: int = 1, together: bool, database: str = "") -> dict[str, Any]:
     """Start a server, measure, stop it."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         environment = {**os.environ, "KOLEJKA_LOG_LEVEL": "warning", "KOLEJKA_SERVER_DATABASE": database}
-        command = [sys.executable, "-m", "kolejka.server", "runserver", "--data", data, "--port", "0", *options]
+        options = ("--port", "0", "--processes", str(processes))
+        command = [sys.executable, "-m", "kolejka.server", "runserver", "--data", data, *options]
         server = Program("server", command, Path(folder) / "log", environment)
         try:
-            server.wait_ready((data / "server.json").exists)
+            program = psutil.Process(server.pid)
+            server.wait_ready(lambda: (data / "server.json").exists() and len(program.children()) == processes)
             url = json.loads((data / "server.json").read_text())["url"]
             token = (data / "admin.token").read_text().strip()
             host, port = url.removeprefix("http://").split(":")
-            family = psutil.Process(server.pid).children()
+            family = program.children()
             before = sum(sum(worker.cpu_times()[:2]) for worker in family)
             figures = asyncio.run(measure(host, int(port), token, seconds, together=together))
             spent_s = sum(sum(worker.cpu_times()[:2]) for worker in family) - before

@@ -50,6 +50,29 @@ def test_a_class_that_was_found_empty_is_struck_out_unless_word_came_meanwhile()
     assert shown(board) == [A]
 
 
+def test_what_was_heard_since_a_look_began_bounds_what_it_found() -> None:
+    board = Board()
+
+    def first() -> dict[Class, int]:
+        return {entry.name: entry.first for line in board.lines("all", lambda _: True).values() for entry in line}
+
+    board.add([(A, 1)])
+    since = board.serial
+    board.add([(A, 30), (A, 20)])
+    board.looked(A, 17, since)
+    assert first() == {A: 17}, "those are behind"
+    board.looked(A, 25, since)
+    assert first() == {A: 20}, "what the look has not seen"
+    board.looked(A, None, since)
+    assert first() == {A: 20}
+    since = board.serial
+    board.add((A, 100 - number) for number in range(99))
+    board.looked(A, 200, since)
+    assert first() == {A: 2}, "the lowest of many"
+    board.looked(A, 200, board.serial)
+    assert first() == {A: 200}
+
+
 def test_lines_that_were_given_out_do_not_change() -> None:
     board = Board()
     board.add([(A, 1)])

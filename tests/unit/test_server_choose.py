@@ -62,7 +62,7 @@ def choosing(
         lines.setdefault((name.owner, name.queue), []).append(Entry(name.rank, (waiting or [1])[0] - hints, name))
     return choose(
         Waiting([sorted(line) for line in lines.values()], signatures.__getitem__,
-                lambda name, count: numbers[name][:count], time_s.__getitem__),
+                lambda name, first, count: [n for n in numbers[name] if n >= first][:count], time_s.__getitem__),
         free=Limits.of(**free), slots=slots, idle=idle, cpus=8.0, shares=shares, quotas=quotas, load=Load(running),
         hold=hold,
     )  # fmt: skip
@@ -111,6 +111,35 @@ def test_priority_decides_inside_an_owner_only() -> None:
 
 def test_tasks_fit_the_free_amounts_together() -> None:
     assert chosen(group(1, cpus=3, count=2), group(10, cpus=1, count=5), cpus=4) == [1, 10]
+
+
+def test_no_more_is_looked_at_than_could_be_taken_and_who_is_used_up_is_struck_out() -> None:
+    asked: list[tuple[int, int]] = []
+    big = group(1, cpus=64).signature
+
+    def choosing_of(waits: int, *, slots: int = 16, hold: Hold | None = None, **limits: object) -> Chosen:
+        one = group(7, count=waits, **limits)
+
+        def oldest(_name: Class, first: int, count: int) -> list[int]:
+            asked.append((first, count))
+            return list(range(7, 7 + waits))[:count]
+
+        line = [Entry(0, 5, one.name)]
+        waiting = Waiting([line], {one.name.signature: one.signature, 9: big}.__getitem__, oldest, lambda _: 1.0)
+        return choose(waiting, free=Limits.of(cpus=4, memory="10M"), slots=slots, idle=True, cpus=8.0, shares={},
+                      quotas=OPEN, load=Load(), hold=hold)  # fmt: skip
+
+    for limits, slots, count in (({}, 16, 16), ({"cpus": 2}, 16, 2), ({"cpus": 2}, 1, 1), ({"memory": "3M"}, 16, 3)):
+        assert list(choosing_of(40, slots=slots, **limits).firsts.values()) == [7 + count]
+        assert list(choosing_of(count, slots=slots, **limits).firsts.values()) == [7 + count], (
+            "who knows what is behind"
+        )
+        assert list(choosing_of(1, slots=slots + 1, **{**limits, "cpus": 1}).firsts.values()) == [None]
+        assert asked[-3:-1] == [(5, count)] * 2
+    choosing_of(40, exclusive=True)
+    assert asked[-1] == (5, 1)
+    choosing_of(40, hold=Hold(1, Class("default", 9, 0, 9), 60.0), cpus=2)
+    assert asked[-1] == (5, 16), "of those some may take too long"
 
 
 def test_what_does_not_fit_delays_nobody_behind_it_and_is_told_of() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from bisect import insort
 from dataclasses import dataclass, field
 
 import pytest
@@ -77,7 +78,7 @@ class World:
             self.now, kind, number, node = heapq.heappop(events)
             one = self._by_number[number]
             if kind == 0:
-                self._waiting.setdefault(one.name, []).append(number)
+                insort(self._waiting.setdefault(one.name, []), number)
                 self._board.add([(one.name, number)])
             else:
                 self._end(one, node)
@@ -116,7 +117,8 @@ class World:
         )
         since, waiting = self._board.serial, Waiting(
             [line for (_, queue), line in lines.items() if self.quotas.gives(queue)], self._signatures.__getitem__,
-            lambda name, count: self._waiting[name][:count], lambda number: self._by_number[number].time_s,
+            lambda name, first, count: [n for n in self._waiting[name] if n >= first][:count],
+            lambda number: self._by_number[number].time_s,
         )  # fmt: skip
 
         def decide(hold: Hold | None):  # type: ignore[no-untyped-def]

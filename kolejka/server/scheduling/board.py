@@ -3,9 +3,13 @@
 A *class* is what waiting tasks have in common but for their order of arrival: queue, signature, rank, owner. The
 database announces each task that begins to wait, after its commit; the board remembers its class, with a lower bound
 of the number of its oldest task. Whether a class still has tasks, and which, the database says whenever a claim takes
-some: the board may list a class too many, which costs one look, after which it is struck out. It lists none too few for
-longer than until everything that waits is added anew, which the service does now and then against words that were lost
-(a transaction that failed after it had struck a class out; a connection that broke).
+some: the board may list a class too many, which costs one look, after which it is struck out. It lists none too few,
+and bounds none too high, for longer than until everything that waits is added anew, which the service does in each
+round against words that were lost (a connection that broke; a claim that failed after others had passed over its
+tasks).
+
+A claim that has looked tells what it found (``looked``). What was heard since it began may be of tasks that it has not
+seen, so the bound stays at these.
 
 A *view* is what of the board the nodes of one kind could ever run: classes that are impossible there never come before
 a claim again, however many they are. Views catch up with the board by its changes. Their lines are not changed once
@@ -24,6 +28,8 @@ from typing import Final, NamedTuple
 _VIEWS: Final = 256
 """Kinds of nodes whose views are kept; the one that was not asked for the longest is made anew when it is."""
 _SLACK: Final = 10_000
+_HEARD: Final = 64
+"""Words of a class that are told apart; of more the lowest number is taken for all."""
 
 
 class Class(NamedTuple):
@@ -60,7 +66,7 @@ class Board:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._first: dict[Class, int] = {}
-        self._heard: dict[Class, int] = {}
+        self._heard: dict[Class, list[tuple[int, int]]] = {}  # serial and number of the words since the last look
         self._changes: dict[Class, int] = {}  # in the order of their latest change
         self._forgotten = 0
         self._views: dict[object, _View] = {}
@@ -72,7 +78,10 @@ class Board:
         with self._lock:
             for name, number in waiting:
                 self.serial += 1
-                self._heard[name] = self.serial
+                heard = self._heard.setdefault(name, [])
+                heard.append((self.serial, number))
+                if len(heard) > _HEARD:
+                    heard[:] = [(self.serial, min(one for _, one in heard))]
                 known = self._first.get(name)
                 if known is None or number < known:
                     self._first[name] = number
@@ -81,13 +90,20 @@ class Board:
     def looked(self, name: Class, first: int | None, since: int) -> None:
         """A claim that began at the serial ``since`` found ``first`` to be the oldest task left, or that none is."""
         with self._lock:
-            if self._heard.get(name, since + 1) > since or self._first.get(name) == first:
+            heard = self._heard.get(name)
+            if heard is None:  # it was struck out
+                return
+            heard[:] = [word for word in heard if word[0] > since]
+            bounds = [number for _, number in heard]
+            if first is not None:
+                bounds.append(first)
+            if not bounds:
+                del self._first[name], self._heard[name]
+            elif min(bounds) != self._first[name]:
+                self._first[name] = min(bounds)
+            else:
                 return
             self.serial += 1
-            if first is None:
-                del self._first[name], self._heard[name]
-            else:
-                self._first[name] = first
             self._changed(name)
 
     def _changed(self, name: Class) -> None:

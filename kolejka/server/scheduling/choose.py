@@ -9,7 +9,8 @@ waited long enough a node is *held* for it (``reserve``): it goes first there as
 node takes only tasks that end, by their time limit, before it is expected to start.
 
 The lines (``board``) know a lower bound of each class's oldest number. ``oldest`` tells the truth about a class whose
-turn it seems to be; the class then takes the place that it really has.
+turn it seems to be; the class then takes the place that it really has. It is asked for no more than could be taken:
+what it tells of, it may keep from others.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Final
 from kolejka.common.limits import Limits
 from kolejka.server.scheduling.board import Class, Line
 from kolejka.server.scheduling.fairness import FORECAST_S, Load, Quotas, cpus_of
-from kolejka.server.scheduling.match import Signature, fits_now, take
+from kolejka.server.scheduling.match import Signature, fits_now, how_many, take
 
 _PASSED: Final = 64
 """How many classes are told of that did not fit in their turn."""
@@ -50,12 +51,13 @@ class Hold:
 class Waiting:
     """What waits: the lines of classes, and ways to ask about them.
 
-    ``oldest(class, count)`` gives numbers of a class's oldest tasks, ``time_s(number)`` a task's limit of time.
+    ``oldest(class, first, count)`` gives numbers of a class's oldest tasks, none of which is below ``first``;
+    ``time_s(number)`` a task's limit of time.
     """
 
     lines: Collection[Line]
     signature: Callable[[int], Signature]
-    oldest: Callable[[Class, int], Sequence[int]]
+    oldest: Callable[[Class, int, int], Sequence[int]]
     time_s: Callable[[int], float | None]
 
 
@@ -109,6 +111,7 @@ class _Choosing:
         self._choices: list[Choice] = []
         self._passed: list[Class] = []
         self._firsts: dict[Class, int | None] = {}
+        self._seen: set[Class] = set()  # classes of which nothing is left behind what was told
         self._full = False
 
     def choose(self, hold: Hold | None) -> Chosen:
@@ -158,7 +161,7 @@ class _Choosing:
             return  # the free amounts only shrink, so nothing of this class fits later either
         numbers = self._numbers.get((place, position))
         if numbers is None:
-            numbers = self._numbers[place, position] = self._ask(name, hold)
+            numbers = self._numbers[place, position] = self._ask(name, first, signature, hold)
             if numbers and numbers[-1] > first:
                 self._push(place, position, numbers[-1])
                 return
@@ -166,16 +169,21 @@ class _Choosing:
             return
         self._take(Choice(numbers.pop(), name, signature))
         if hold is None:  # else some were passed over
-            self._firsts[name] = numbers[-1] if numbers else self._choices[-1].number + 1
+            behind = None if name in self._seen else self._choices[-1].number + 1
+            self._firsts[name] = numbers[-1] if numbers else behind
         if numbers:
             self._push(place, position, numbers[-1])
 
-    def _ask(self, name: Class, hold: Hold | None) -> list[int]:
+    def _ask(self, name: Class, first: int, signature: Signature, hold: Hold | None) -> list[int]:
         """The numbers of a class's oldest tasks, the oldest last; under a hold those that end before it."""
-        found = list(self._waiting.oldest(name, self._slots - len(self._choices) + 1))
+        taken = {choice.number for choice in self._choices if choice.name == name}  # the one for which it was held
+        count = self._slots - len(self._choices)
+        if hold is None:  # else not all that fit are taken
+            count = min(count, how_many(signature, self._free))
+        found = [n for n in self._waiting.oldest(name, first, count + len(taken)) if n not in taken]
         self._firsts[name] = found[0] if found else None
-        if self._choices and self._choices[0].number in found:  # the one for which the node was held
-            found.remove(self._choices[0].number)
+        if len(found) < count:
+            self._seen.add(name)
         if hold is not None:
             found = [number for number in found if _ends_before(self._waiting.time_s(number), hold.until_s)]
         return found[::-1]

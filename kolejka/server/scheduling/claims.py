@@ -177,25 +177,28 @@ def _give(db: Connection, taken: Taken, node: str, rules: Rules, now: Moment) ->
     chosen = taken.choices
     if not chosen:
         return []
+    words = tasks.taken(db, [one.number for one in chosen])
+    numbered = leases.attempts(db, [one.number for one in chosen], node, wall=now.wall)
+    found, given = words(), numbered()
     deadlines = {}
-    for number, one in taken.tasks.items():
+    for number, one in found.items():
         time_s = one.spec.get("limits", {}).get("time")
         deadlines[number] = None if time_s is None else time_s + rules.deadline_margin_s
-    begun = leases.begin(
+    leases.begin(
         db,
         [
             leases.Begun(
-                one.number, one.name.owner, one.name.queue, taken.cpus(one), one.signature.exclusive,
-                deadlines[one.number],
+                given[one.number], one.number, one.name.owner, one.name.queue, taken.cpus(one),
+                one.signature.exclusive, deadlines[one.number],
             )
             for one in chosen
         ],
-        node, wall=now.wall, steady=now.steady,
+        node, steady=now.steady,
     )  # fmt: skip
-    tasks.run(db, begun, node, now.wall)
+    tasks.run(db, given, node, now.wall)
     return [
-        Given(begun[number], one.spec["id"], one.owner, one.spec, deadlines[number])
-        for number, one in ((choice.number, taken.tasks[choice.number]) for choice in chosen)
+        Given(given[number], one.spec["id"], one.owner, one.spec, deadlines[number])
+        for number, one in ((choice.number, found[choice.number]) for choice in chosen)
     ]
 
 

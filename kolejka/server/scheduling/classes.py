@@ -50,10 +50,12 @@ class Classes:
         """What a transaction has announced. Words that got lost are made up for by the next claim."""
         if any(isinstance(one, Missed) for one in announcements):
             self._loaded = False
-        self.board.add(
-            (Class(one.queue, one.signature, one.rank, one.owner), one.number)
-            for one in announcements if isinstance(one, TaskWaiting)
-        )  # fmt: skip
+        first: dict[Class, int] = {}
+        for one in announcements:
+            if isinstance(one, TaskWaiting):
+                name = Class(one.queue, one.signature, one.rank, one.owner)
+                first[name] = min(one.number, first.get(name, one.number))
+        self.board.add(first.items())
 
     def refresh(self, db: Connection) -> list[tuple[Class, int]]:
         """Put all that waits on the board, whatever was heard: each class and its oldest number."""

@@ -26,6 +26,8 @@ MATCHED: Final = tuple(
 )
 """The limits that decide where a task can run."""
 SPLIT: Final = tuple(name for name in MATCHED if LIMITS[name].share is Share.SPLIT)
+MOST: Final = 1000
+"""tasks that a node is given at one time"""
 _NONE_UNLESS_STATED: Final = frozenset({"gpus", "gpu_memory"})
 
 
@@ -97,6 +99,12 @@ def can_ever_run(signature: Signature, tags: frozenset[str], total: Limits) -> b
 def fits_now(signature: Signature, free: Limits) -> bool:
     """Whether the free amounts hold one more such task."""
     return not lacking(signature, free, SPLIT)
+
+
+def how_many(signature: Signature, free: Limits) -> int:
+    """How many such tasks the free amounts hold together, where they hold one; MOST where nothing bounds it."""
+    bounds = [available(free, name) / signature.needs[name] for name in SPLIT if name in signature.needs]
+    return 1 if signature.exclusive else int(min([*bounds, MOST]))
 
 
 def take(free: Limits, signature: Signature) -> Limits:

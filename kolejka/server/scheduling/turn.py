@@ -1,8 +1,13 @@
-"""One node's turn: what it is given in a claim, from what the database says and what the pure parts decide."""
+"""One node's turn: what it is given in a claim, from what the database says and what the pure parts decide.
+
+Tasks are taken in hand as they are looked at, and those that others have in hand are passed over: so claims that come
+at the same time share what waits, and none decides twice. What was looked at and not given after all is announced as
+waiting, since others have passed over it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,7 +20,7 @@ from kolejka.server.scheduling.reserve import expected_start
 from kolejka.server.scheduling.rules import Moment, Rules
 from kolejka.server.scheduling.why import Stand
 from kolejka.server.storage import leases, queues, tasks, usage
-from kolejka.server.storage.base import Asked, Connection, Row
+from kolejka.server.storage.base import Asked, Connection, Row, TaskWaiting
 from kolejka.server.storage.usage import Reservation
 
 
@@ -27,8 +32,6 @@ class Taken:
     waits: bool = False
     full: bool = False
     total_cpus: float | None = None
-    tasks: Mapping[int, tasks.Taken] = field(default_factory=dict)
-    """by number, those that were chosen"""
 
     def cpus(self, choice: Choice) -> float:
         """How many CPUs a task keeps from others on this node."""
@@ -74,8 +77,8 @@ class Turn:
     rules: Rules
     classes: Classes
     now: Moment
-    elsewhere: set[int] = field(default_factory=set)
-    """what other servers are giving away just now"""
+    in_hand: dict[int, Class] = field(default_factory=dict)
+    """the tasks that nobody else can be given until this transaction ends"""
 
     def take(self) -> Taken:
         """Choose and take in hand, and reserve the node where that is due."""
@@ -84,27 +87,36 @@ class Turn:
         if self._quotas.any:
             queues.lock_ceilings(self.db)
         hold = self._kept_for()
-        while True:  # decided on what is seen, then taken; what somebody else has in hand is left out, and decided anew
+        while True:
             chosen = self._choose(hold)
             if hold is None and chosen.passed:
                 hold = self._reserve(chosen.passed)
                 if hold is not None:
                     continue
             given = {choice.number for choice in chosen.choices}
-            in_hand = tasks.take_waiting(self.db, given)
-            lost = given - in_hand.keys()
-            if not lost:
+            if hold is None or hold.number not in given or tasks.take_waiting(self.db, hold.number):
                 break
-            self.elsewhere.update(lost)
-            if hold is not None and hold.number in lost:
-                hold = None
-        for name, first in chosen.firsts.items():
-            self.classes.board.looked(name, first, self.outlook.since)
+            hold = None  # it is being given to somebody else
+        self._tell(chosen, given)
         for one in self._reservations:
             if one.number in given:
                 usage.unreserve(self.db, one.number)
         waits = hold is not None and hold.number not in given
-        return Taken(chosen.choices, waits, chosen.full, self.offer.total.get("cpus"), in_hand)
+        return Taken(chosen.choices, waits, chosen.full, self.offer.total.get("cpus"))
+
+    def _tell(self, chosen: Chosen, given: Collection[int]) -> None:
+        """What is known of the classes once this has happened, and which tasks go on waiting."""
+        board, since = self.classes.board, self.outlook.since
+
+        def learn() -> Sequence[TaskWaiting]:
+            for name, first in chosen.firsts.items():
+                board.looked(name, first, since)
+            left: dict[Class, int] = {}
+            for number in sorted(self.in_hand.keys() - given, reverse=True):
+                left[self.in_hand[number]] = number
+            return [TaskWaiting(*name, number) for name, number in left.items()]
+
+        self.db.announce_then(learn)
 
     @cached_property
     def _quotas(self) -> Quotas:
@@ -142,11 +154,10 @@ class Turn:
     def _signature(self, signature: int) -> Signature:
         return self.classes.signature(self.db, signature)
 
-    def _oldest(self, name: Class, count: int) -> Sequence[int]:
-        numbers = tasks.oldest(
-            self.db, name.queue, name.signature, rank=name.rank, owner_id=name.owner, count=count + len(self.elsewhere)
-        )
-        return [number for number in numbers if number not in self.elsewhere][:count]
+    def _take_oldest(self, name: Class, first: int, count: int) -> Sequence[int]:
+        numbers = tasks.oldest(self.db, name, first=first, count=count, in_hand=True)
+        self.in_hand.update(dict.fromkeys(numbers, name))
+        return numbers
 
     def _time_s(self, number: int) -> float | None:
         limit: float | None = tasks.spec(self.db, number).get("limits", {}).get("time")
@@ -154,7 +165,7 @@ class Turn:
 
     def _choose(self, hold: Hold | None) -> Chosen:
         offer = self.offer
-        waiting = Waiting(tuple(self._lines.values()), self._signature, self._oldest, self._time_s)
+        waiting = Waiting(tuple(self._lines.values()), self._signature, self._take_oldest, self._time_s)
         return choose(
             waiting, free=offer.free, slots=self.slots, idle=offer.idle, cpus=offer.total.get("cpus"),
             shares=self._shares, quotas=self._quotas, load=self._load, hold=hold,
@@ -182,7 +193,7 @@ class Turn:
         housed = {one.number for one in self._reservations}
         found = []
         for name in passed:
-            homeless = (n for n in self._oldest(name, len(housed) + 1) if n not in housed)
+            homeless = (n for n in tasks.oldest(self.db, name, count=len(housed) + 1) if n not in housed)
             found += [(number, name) for number in homeless][:1]
         for number, name in sorted(found):
             if tasks.created_at(self.db, number) > self.now.wall - self.rules.reserve_after_s:

@@ -53,8 +53,9 @@ def take_in_hand(db: Connection, leases: Collection[int]) -> dict[int, Held]:
 
 @dataclass(frozen=True)
 class Begun:
-    """A task that an attempt is to be made at. ``cpus`` is what it keeps from others."""
+    """An attempt that begins. ``cpus`` is what it keeps from others."""
 
+    lease: int
     number: int
     owner_id: int
     queue: str
@@ -63,21 +64,26 @@ class Begun:
     deadline_s: float | None
 
 
-def begin(db: Connection, begun: Sequence[Begun], node: str, *, wall: float, steady: float) -> dict[int, int]:
-    """New attempts at tasks; task number → lease. ``wall`` is for the record, the clocks start at ``steady``."""
-    given: dict[int, int] = {}
-    for some in pieces(begun):
+def attempts(db: Connection, numbers: Sequence[int], node: str, *, wall: float) -> Callable[[], dict[int, int]]:
+    """New attempts at tasks, for the record; what that gives has task number → lease."""
+    asked = []
+    for some in pieces(numbers):
         text, values = db.table(
-            [(one.number, node, "running", wall) for one in some], ("BIGINT", "TEXT", "TEXT", "DOUBLE PRECISION")
+            [(number, node, "running", wall) for number in some], ("BIGINT", "TEXT", "TEXT", "DOUBLE PRECISION")
         )
-        given.update(db.rows(
+        asked.append(db.soon(
             f"INSERT INTO attempts (number, node, state, started_at) SELECT * FROM {text} AS v RETURNING number, lease",  # noqa: S608 marks
             *values,
         ))  # fmt: skip
+    return lambda: {number: lease for rows in asked for number, lease in rows()}
+
+
+def begin(db: Connection, begun: Sequence[Begun], node: str, *, steady: float) -> None:
+    """Their leases; the clocks start at ``steady``."""
     for some in pieces(begun):
         text, values = db.table(
             [
-                (given[one.number], one.number, one.owner_id, node, int(one.exclusive), steady,
+                (one.lease, one.number, one.owner_id, node, int(one.exclusive), steady,
                  None if one.deadline_s is None else steady + one.deadline_s, one.queue, one.cpus, steady)
                 for one in some
             ],
@@ -89,7 +95,6 @@ def begin(db: Connection, begun: Sequence[Begun], node: str, *, wall: float, ste
             f" started_at) SELECT * FROM {text} AS v",
             *values,
         )
-    return given
 
 
 @dataclass(frozen=True)

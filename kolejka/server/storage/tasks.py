@@ -210,20 +210,29 @@ def take_in_hand(db: Connection, number: int) -> Found | None:
 
 @dataclass(frozen=True)
 class Taken:
-    """A waiting task that is in hand."""
+    """A task that is to be begun."""
 
     owner: str
     spec: dict[str, Any]
 
 
-def take_waiting(db: Connection, numbers: Collection[int]) -> dict[int, Taken]:
-    """Those of these tasks that wait and that nobody else has in hand; they change only here from now on."""
-    return {number: Taken(owner, json.loads(spec)) for some in pieces(numbers) for number, owner, spec in db.rows(
-        "SELECT t.number, u.name, s.spec FROM tasks t JOIN specs s ON s.number = t.number"  # noqa: S608 marks
-        f" JOIN users u ON u.id = t.owner_id WHERE t.state = 'waiting' AND t.number IN ({marks(some)})"
-        " FOR UPDATE OF t SKIP LOCKED",
-        *some,
-    )}  # fmt: skip
+def take_waiting(db: Connection, number: int) -> bool:
+    """Whether this task waits and nobody else has it in hand; then it changes only here from now on."""
+    text = "SELECT 1 FROM tasks WHERE number = ? AND state = 'waiting' FOR UPDATE SKIP LOCKED"
+    return db.row(text, number) is not None
+
+
+def taken(db: Connection, numbers: Collection[int]) -> Callable[[], dict[int, Taken]]:
+    """Ask for what is to be done in these tasks, by number."""
+    asked = [
+        db.soon(
+            "SELECT t.number, u.name, s.spec FROM tasks t JOIN specs s ON s.number = t.number"  # noqa: S608 marks
+            f" JOIN users u ON u.id = t.owner_id WHERE t.number IN ({marks(some)})",
+            *some,
+        )
+        for some in pieces(numbers)
+    ]  # fmt: skip
+    return lambda: {number: Taken(owner, json.loads(spec)) for rows in asked for number, owner, spec in rows()}
 
 
 def ids_by_keys(db: Connection, owner_id: int, keys: Collection[str]) -> Callable[[], dict[str, str]]:
@@ -319,12 +328,20 @@ def created_at(db: Connection, number: int) -> float:
     return float(row[0])
 
 
-def oldest(db: Connection, queue: str, signature: int, *, rank: int, owner_id: int, count: int) -> list[int]:
-    """Numbers of the oldest tasks of a class."""
+def oldest(
+    db: Connection, name: tuple[str, int, int, int], *, first: int = 0, count: int, in_hand: bool = False
+) -> list[int]:
+    """Numbers of the oldest tasks of a class (queue, signature, rank, owner) from ``first`` on.
+
+    ``in_hand``: of those that nobody else has in hand; from now on they change only here.
+
+    The index still holds what waited there until a short while ago, so a bound saves a walk through all of that.
+    """
+    hand = " FOR UPDATE SKIP LOCKED" if in_hand else ""
     return [row[0] for row in db.rows(
-        "SELECT number FROM tasks WHERE state = 'waiting' AND queue = ? AND signature_id = ? AND rank = ?"
-        " AND owner_id = ? ORDER BY number LIMIT ?",
-        queue, signature, rank, owner_id, count,
+        "SELECT number FROM tasks WHERE state = 'waiting' AND queue = ? AND signature_id = ? AND rank = ?"  # noqa: S608 constants
+        f" AND owner_id = ? AND number >= ? ORDER BY number LIMIT ?{hand}",
+        *name, first, count,
     )]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from kolejka.common.errors import Conflict
 from kolejka.server.scheduling import claims
 from kolejka.server.scheduling.claims import Given
 from kolejka.server.storage import tasks
-from kolejka.server.storage.base import Announcement, Store
+from kolejka.server.storage.base import Announcement, Connection, Store
 from kolejka.server.storage.tasks import Filters
 from tests.conformance.storage.conftest import Cluster, MakeStore
 
@@ -62,6 +62,28 @@ def test_no_task_is_given_twice_and_none_is_left_lying(clusters: list[Cluster], 
     assert Counter(task_id for _, task_id in given) == Counter(put)
     assert len({lease for lease, _ in given}) == len(given)
     assert all(mine == sorted(mine) for mine in found), "leases grow"  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("make_store", [pytest.param("postgres", marks=pytest.mark.needs("postgres"))], indirect=True)
+def test_claims_at_the_same_time_share_what_waits(clusters: list[Cluster]) -> None:
+    ala, smith = clusters[0].user("ala"), clusters[0].user("smith")
+    put = clusters[0].put(ala, count=6)
+    begun, over = threading.Event(), threading.Event()
+
+    def hold(db: Connection) -> None:
+        found = tasks.find(db, put[0])
+        assert found is not None
+        assert tasks.take_waiting(db, found.number)
+        assert not clusters[1].store.write(lambda other: tasks.take_waiting(other, found.number)).result()
+        begun.set()
+        assert over.wait(30)
+
+    held = clusters[0].store.write(hold)
+    assert begun.wait(30)
+    assert [one.task_id for one in clusters[1].claim(smith, "b", slots=2).given] == put[1:3], "the first is passed over"
+    over.set()
+    held.result()
+    assert [one.task_id for one in clusters[1].claim(smith, "c", slots=2).given] == [put[0], put[3]]
 
 
 def test_a_claim_is_overtaken_by_a_newer_one_of_its_node_at_another_server(clusters: list[Cluster]) -> None:

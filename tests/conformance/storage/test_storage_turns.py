@@ -11,6 +11,7 @@ from kolejka.common.stats import CpuStats, Stats
 from kolejka.server.auth.tokens import Caller
 from kolejka.server.scheduling.queues import Queue
 from kolejka.server.storage import queues, tasks, usage
+from kolejka.server.storage.base import Announcement, TaskWaiting
 from tests.conformance.storage.conftest import Cluster
 
 
@@ -54,6 +55,23 @@ def test_ceilings_of_queue_owner_and_server(cluster: Cluster, ala: Caller, smith
     save(cluster)
     cluster.rules = dataclasses.replace(cluster.rules, running_per_owner=2)
     assert len(ids(cluster, smith)) == 1, "two of one owner, two of the other"
+
+
+def test_what_was_looked_at_and_not_given_is_announced_as_waiting(
+    cluster: Cluster, ala: Caller, smith: Caller, announced: list[Announcement]
+) -> None:
+    ola = cluster.user("ola")
+    for caller in (ala, ola):
+        cluster.put(caller, count=5)
+    announced.clear()
+    given = {one.owner for one in cluster.claim(smith, slots=2).given}
+    assert given == {"ala", "ola"}
+    left = [one for one in announced if isinstance(one, TaskWaiting)]
+    assert [(one.owner, one.number) for one in left] == [(ala.user_id, 2)], "of hers two were looked at first"
+    announced.clear()
+    assert len(cluster.claim(smith, slots=8).given) == 8
+    assert not [one for one in announced if isinstance(one, TaskWaiting)]
+    assert len(cluster.classes.board) == 0, "nothing is left, which needs no look"
 
 
 def test_a_paused_queue_gives_nothing_and_a_draining_one_what_it_has(
