@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kolejka.server.storage.base import (
     AccessChanged,
@@ -212,26 +212,33 @@ class Wakes:
                 case AccessChanged() | Missed():
                     self.access_changed()
                     self._wake_all()
-        for waiting, count in Counter(one for one in announcements if isinstance(one, TaskWaiting)).items():
-            self._wake_some(waiting, count)
+                case TaskWaiting():
+                    self._wake_some(announcement)
 
-    def _wake_some(self, announcement: TaskWaiting, count: int) -> None:
+    def _wake_some(self, announcement: TaskWaiting) -> None:
         """One claim for each of as many tasks of a class: those that wait longest among those that want them. When all
         are awake, they come to look anyway.
 
-        Those that cannot tell are all woken.
+        Those that cannot tell are all woken: what they do not know of a class none of them knows.
         """
-        answers = [(waiter, waiter.wants(announcement)) for waiter in self._claims if not waiter.overtaken]
-        wanting = [waiter for waiter, wants in answers if wants]
-        asleep = [waiter for waiter in wanting if not waiter.woken.is_set()][:count]
-        for waiter in asleep:
-            waiter.pending.append(announcement)
-            waiter.woken.set()
-        if wanting:
-            wanting[0].pending += [announcement] * (count - len(asleep))
-        for waiter, wants in answers:
+        left, first = announcement.count, None
+        for waiter in self._claims:
+            awake = waiter.woken.is_set()
+            if waiter.overtaken or (awake and first is not None):
+                continue
+            wants = waiter.wants(announcement)
             if wants is None:
                 waiter.woken.set()
+            elif wants:
+                first = first or waiter
+                if not awake:
+                    waiter.pending.append(replace(announcement, count=1))
+                    waiter.woken.set()
+                    left -= 1
+            if not left:
+                return
+        if first is not None:
+            first.pending.append(replace(announcement, count=left))
 
     def close(self) -> None:
         """Wake everybody; nobody waits here again."""

@@ -218,17 +218,22 @@ def heartbeat(
 
 @dataclass(frozen=True)
 class Handed:
-    """A result as a node hands it in: ``words`` without the id. ``digest`` tells whether a repeated one is the same."""
+    """A result as a node hands it in: ``text`` is its JSON without the id. By ``digest`` a repeated one is known."""
 
     result: Result
-    words: dict[str, Any]
+    text: str
     digest: str
 
     @classmethod
     def of(cls, result: Result) -> Handed:
         """Made ready for ``accept``."""
         words = {name: value for name, value in result.to_json().items() if name != "id"}
-        return cls(result, words, hashlib.sha256(_SORTED(words).encode()).hexdigest())
+        text = _SORTED(words)
+        return cls(result, text, hashlib.sha256(text.encode()).hexdigest())
+
+    def with_id(self, task_id: str) -> str:
+        """The JSON of the task's result."""
+        return f'{{"id": {json.dumps(task_id)}, {self.text[1:]}'
 
 
 def _show_lease(db: Connection, lease: int, user_id: int) -> Held:
@@ -329,7 +334,7 @@ def _record(db: Connection, ends: Sequence[_End], now: Moment) -> None:
         [
             tasks.Ended(
                 end.held.number, end.held.task_id, end.handed.result,
-                json.dumps({"id": end.held.task_id, **end.handed.words}),
+                end.handed.with_id(end.held.task_id),
             )
             for end in done
         ],

@@ -7,6 +7,7 @@ waiting, since others have passed over it.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -111,10 +112,10 @@ class Turn:
         def learn() -> Sequence[TaskWaiting]:
             for name, first in chosen.firsts.items():
                 board.looked(name, first, since)
-            left: dict[Class, int] = {}
-            for number in sorted(self.in_hand.keys() - given, reverse=True):
-                left[self.in_hand[number]] = number
-            return [TaskWaiting(*name, number) for name, number in left.items()]
+            left: defaultdict[Class, list[int]] = defaultdict(list)
+            for number in self.in_hand.keys() - given:
+                left[self.in_hand[number]].append(number)
+            return [TaskWaiting(*name, min(numbers), len(numbers)) for name, numbers in left.items()]
 
         self.db.announce_then(learn)
 

@@ -31,13 +31,14 @@ Asked = Callable[[], list[Row]]
 
 @dataclass(frozen=True)
 class TaskWaiting:
-    """A task may be claimed: its class and its number. Those of one class are equal: the first speaks for all."""
+    """So many tasks of a class may be claimed; the lowest of their numbers. Those of one class are equal."""
 
     queue: str
     signature: int
     rank: int = 0
     owner: int = 0
     number: int = field(default=0, compare=False)
+    count: int = field(default=1, compare=False)
 
 
 @dataclass(frozen=True)

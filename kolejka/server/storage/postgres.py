@@ -31,7 +31,6 @@ still, are ended there, so that no stopped process keeps rows from the others.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import json
@@ -43,10 +42,9 @@ import select
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar, get_args
 
 import peewee
@@ -246,9 +244,16 @@ _DIALECT: Final = peewee.PostgresqlDatabase(None, prefer_psycopg3=True)
 
 
 def pack(sender: str, announcements: Sequence[Announcement]) -> str:
-    """Announcements as a notification carries them. Equal ones are told once with their count."""
+    """Announcements as a notification carries them. Equal ones are told once; of tasks that wait how many they are."""
+    told: dict[Announcement, Announcement] = {}
+    for one in announcements:
+        other = told.setdefault(one, one)
+        if other is not one and isinstance(one, TaskWaiting) and isinstance(other, TaskWaiting):
+            told[one] = replace(one, number=min(one.number, other.number), count=one.count + other.count)
     words = [
-        [type(one).__name__, dataclasses.astuple(one), count] for one, count in Counter(announcements).items()
+        [type(one).__name__, [*vars(one).values()][:-1], one.count] if isinstance(one, TaskWaiting)
+        else [type(one).__name__, [*vars(one).values()], 1]
+        for one in told.values()
     ]  # fmt: skip
     text = json.dumps([sender, words], separators=(",", ":"))
     if len(text.encode()) > _MOST_BYTES:
@@ -262,7 +267,10 @@ def unpack(text: str) -> tuple[str, list[Announcement]]:
     found: list[Announcement] = []
     for name, values, count in words:
         kind = _KINDS.get(name)
-        found += [Missed()] if kind is None else [kind(*values)] * count
+        if kind is None:
+            found.append(Missed())
+        else:
+            found.append(kind(*values, *([count] if kind is TaskWaiting else [])))
     return sender, found
 
 

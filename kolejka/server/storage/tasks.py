@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,9 +115,14 @@ def _put(db: Connection, new: Sequence[NewTask], now: float) -> None:
     for task in new:
         if task.callback_url is not None:
             callbacks.order(db, number()[task.id], task.id, task.owner_id, task.callback_url)
-    db.announce_then(lambda: [
-        TaskWaiting(task.queue, task.signature, task.rank, task.owner_id, number()[task.id]) for task in new
-    ])  # fmt: skip
+
+    def told() -> list[TaskWaiting]:
+        numbers: defaultdict[tuple[str, int, int, int], list[int]] = defaultdict(list)
+        for task in new:
+            numbers[task.queue, task.signature, task.rank, task.owner_id].append(number()[task.id])
+        return [TaskWaiting(*name, min(some), len(some)) for name, some in numbers.items()]
+
+    db.announce_then(told)
 
 
 def _move(to: TaskState, columns: Iterable[str], more: str = "", source: str = "") -> str:
