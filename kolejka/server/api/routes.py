@@ -28,6 +28,8 @@ from kolejka.server.deps import Deps
 PREFIX: Final = "/api/v1"
 MAX_DEPTH: Final = 32
 """Lists and objects inside each other in a body."""
+SMALL: Final = 1 << 14
+"""Bytes of a body that takes no longer to be read than a thread to be woken for it, or not much."""
 _RECEIVE: Final = "kolejka.receive"
 LEAVING: Final = "kolejka.leaving"
 """where a request's scope keeps the future that its caller's leaving makes done"""
@@ -109,7 +111,7 @@ class Body:
     schema: Callable[[], Schema]
     parse: Callable[[Any], Any] | None = None
     bulk: bool = False
-    """large: it may have the setting max_bulk's size, and is read beside the event loop"""
+    """it may have the setting max_bulk's size; one that is not SMALL is read beside the event loop"""
     most: int | None = None
     """its size in bytes at most, where that is less than the setting max_body"""
 
@@ -119,6 +121,10 @@ class Body:
             return self.parse(data)
         check(data, self.schema())
         return data
+
+    def read_raw(self, raw: bytes) -> Any:
+        """The value of a body as it came."""
+        return self.read(decode(raw))
 
 
 @dataclass(frozen=True)
@@ -243,10 +249,11 @@ def responder(route: Route, deps: Deps) -> Callable[..., Awaitable[None]]:
         check_type(req.content_type, route, req.get_header("Content-Encoding"))
         if route.body is not None and route.body.bulk:
             raw = await read_raw(req, deps.settings.max_bulk)
-            body = await asyncio.to_thread(lambda: route.body.read(decode(raw)))  # type: ignore[union-attr] # seen above
+            read = route.body.read_raw
+            body = read(raw) if len(raw) <= SMALL else await asyncio.to_thread(read, raw)
         elif route.body is not None:
             most = deps.settings.max_body
-            body = route.body.read(decode(await read_raw(req, min(most, route.body.most or most))))
+            body = route.body.read_raw(await read_raw(req, min(most, route.body.most or most)))
         elif route.takes is None and (req.content_length or req.get_header("Transfer-Encoding")):
             raise InputError("this call takes no body")
         answer = await route.handler(deps, Call(req, path, query, body, caller, again))
@@ -332,9 +339,7 @@ def decode(raw: bytes) -> Any:
     if not raw:
         raise InvalidJson("the body is empty; it should be JSON")
     try:
-        data = json.loads(
-            raw.decode("utf-8"), parse_constant=_no_constant, parse_float=_number, object_pairs_hook=_once
-        )
+        data = _DECODER.decode(raw.decode("utf-8"))
     except RecursionError:
         raise InvalidJson(f"this JSON nests deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
@@ -360,6 +365,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise InvalidJson("this name stands twice in one object", field=twice[:100])
     return data
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_no_constant, parse_float=_number, object_pairs_hook=_once)
 
 
 def _check_depth(data: Any) -> None:

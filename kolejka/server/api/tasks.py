@@ -33,6 +33,8 @@ from kolejka.server.wakes import wait
 logger = logging.getLogger("kolejka.server")
 
 MOST_AT_ONCE: Final = 10_000
+FEW: Final = 64
+"""Tasks that are considered at once; more beside the event loop."""
 MOST_LABELS: Final = task_schema()["properties"]["labels"]["maxProperties"]
 MOST_IDS: Final = 100
 """Tasks whose results are asked for in one call: a longer address is not for every proxy."""
@@ -166,7 +168,7 @@ async def put_tasks(deps: Deps, call: Call) -> Answer:
                 raise _at(error, place) from None
         return considered
 
-    everything = await asyncio.to_thread(consider)
+    everything = consider() if len(call.body) <= FEW else await asyncio.to_thread(consider)
     for considered in everything:
         deps.classes.learn(considered.signature)
 

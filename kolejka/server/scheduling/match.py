@@ -11,6 +11,7 @@ An amount that a node does not state is not bounded there, except GPUs: who stat
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -40,10 +41,10 @@ class Signature:
     needs: Mapping[str, Value] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, task: Task) -> Self:
+    def of(cls, task: Task) -> Signature:
         """The signature of a task whose limits are final."""
-        needs = {name: value for name, value in task.limits.only(MATCHED).values.items() if value}
-        return cls(tuple(sorted(set(task.requires))), task.exclusive, needs)
+        needs = {name: value for name, value in task.limits.values.items() if value and name in MATCHED}
+        return _one(tuple(sorted(set(task.requires))), task.exclusive, tuple(needs), *needs.values())
 
     @classmethod
     def parse(cls, words: str) -> Self:
@@ -61,6 +62,12 @@ class Signature:
     def id(self) -> int:
         """A number for the database that derives from ``words`` alone: 63 bits of its SHA-256."""
         return int.from_bytes(hashlib.sha256(self.words.encode()).digest()[:8]) >> 1
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def _one(requires: tuple[str, ...], exclusive: bool, names: tuple[str, ...], *values: Value) -> Signature:
+    """The same signature for the same words: most tasks ask what one before them asked, and ``id`` is found once."""
+    return Signature(requires, exclusive, dict(zip(names, values, strict=True)))
 
 
 @dataclass(frozen=True)
