@@ -1,7 +1,7 @@
 """``kolejka``: all programs under one name.
 
-``up`` and ``doctor`` are its own. ``server``, ``foreman``, ``observer`` and ``worker`` become those programs; every
-other word is a command of ``kolejka-client``.
+``up``, ``doctor`` and ``completion`` are its own. ``server``, ``foreman``, ``observer`` and ``worker`` become those
+programs; every other word is a command of ``kolejka-client``.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from typing import Final, NoReturn
 
 import click
 
+from kolejka.cli.completion import complete_umbrella, completion_command, variable
 from kolejka.cli.options import main
 from kolejka.cli.programs import PROGRAMS, program
 
-OWN: Final = ("up", "doctor")
+OWN: Final = ("up", "doctor", "completion")
+SHARED: Final = ("doctor", "completion")
+"""those of which the client has one, too"""
 
 
 @click.group()
@@ -30,7 +33,7 @@ def command() -> None:
 
     \b
     Tasks and results, as in kolejka-client:
-      execute  task  result  events  blob  node  queue  login  whoami  token  user  audit  callback  completion
+      execute  task  result  events  blob  node  queue  login  whoami  token  user  audit  callback
 
     \b
     The programs themselves (`kolejka worker --help` is `kolejka-worker --help`):
@@ -63,6 +66,9 @@ def doctor(*, as_json: bool) -> int:
     return report(checks(), as_json=as_json)
 
 
+command.add_command(completion_command("kolejka"))
+
+
 def target(words: Sequence[str]) -> list[str] | None:
     """The program that these words of the command line mean, or ``None`` where they mean this one."""
     if not words or words[0] in OWN or words[0].startswith("-"):
@@ -74,6 +80,9 @@ def target(words: Sequence[str]) -> list[str] | None:
 
 def run() -> NoReturn:
     """The program's entry point."""
+    shell, _, what = os.environ.get(variable("kolejka"), "").partition("_")
+    if what == "complete":
+        sys.exit(complete_umbrella(shell, command.commands, SHARED, program))
     other = target(sys.argv[1:])
     if other is not None:
         os.execv(other[0], other)

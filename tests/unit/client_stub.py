@@ -265,6 +265,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.json(202, {"state": task["state"]})
         elif steps[2:] == ["why"]:
             self.json(200, {"why": "no node is connected", "reasons": ["no node is connected"]})
+        elif steps[2:] == ["cancel"] and task["state"] == "done":
+            self.error(409, "conflict", "this task is done; there is nothing to cancel")
         elif steps[2:] == ["cancel"]:
             self.stub.finish(steps[1], {"outcome": "cancelled", "result": None})
             self.json(200, self.stub.tasks[steps[1]])

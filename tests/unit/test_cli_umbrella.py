@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -34,6 +35,7 @@ KOLEJKA = Path(sys.executable).parent / "kolejka"
         (["observer", "doctor"], program("observer", "doctor")),
         (["up", "--data", "x"], None),
         (["doctor"], None),
+        (["completion", "bash"], None),
         (["--help"], None),
         ([], None),
     ],
@@ -47,6 +49,42 @@ def test_the_folder_one_stands_in_is_no_place_for_imports(tmp_path: Path) -> Non
         (tmp_path / f"{name}.py").write_text("raise SystemExit('hijacked')")
     done = subprocess.run([KOLEJKA, "completion", "fish"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def completed(shell: str, words: str, current: str, program: str = "kolejka") -> list[str]:
+    """What a shell is offered."""
+    variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
+    environment = {**os.environ, variable: f"{shell}_complete", "COMP_WORDS": words, "COMP_CWORD": current}
+    asked = [Path(sys.executable).parent / program]
+    done = subprocess.run(asked, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_the_umbrella_completes_its_own_commands_the_clients_and_those_of_programs() -> None:
+    words = completed("bash", "kolejka\n", "1")
+    assert {"plain,up", "plain,server", "plain,task", "plain,doctor", "plain,completion"} <= set(words)
+    assert len(set(words)) == len(words)
+    assert completed("bash", "kolejka\ntask\nl", "2") == ["plain,list"]
+    assert completed("bash", "kolejka\nclient\ntask\nl", "3") == ["plain,list"]
+    assert completed("bash", "kolejka server mi", "2") == ["plain,migrate"]
+    assert completed("bash", "kolejka up --no", "2") == ["plain,--no-node"]
+    assert completed("bash", "kolejka completion z", "2") == ["plain,zsh"]
+    assert completed("zsh", "kolejka task wh", "2")[:2] == ["plain", "why"]
+    assert completed("fish", "kolejka server mi", "mi")[0].startswith("plain,migrate")
+    assert completed("fish", "kolejka task ", "")[0].startswith("plain,cancel")
+
+
+@pytest.mark.parametrize("program", ["kolejka", "kolejka-client"])
+def test_a_real_bash_completes_with_the_script_that_a_program_prints(program: str) -> None:
+    function = f"_{program.replace('-', '_')}_completion"
+    script = (
+        f'eval "$({program} completion bash)"; COMP_WORDS=({program} task sh); COMP_CWORD=2;'
+        f' {function} {program}; echo "${{COMPREPLY[*]}}"; complete -p {program}'
+    )
+    environment = {**os.environ, "PATH": f"{KOLEJKA.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == "show"
+    assert function in done.stdout.splitlines()[1]
 
 
 def test_the_umbrella_ends_as_its_program_does() -> None:

@@ -328,6 +328,48 @@ def test_show_why_cancel_and_delete(stub: Stub, kolejka: Any, home: Path) -> Non
     assert stub.tasks == {}
 
 
+def test_what_is_wrong_with_one_stops_no_other(stub: Stub, kolejka: Any, home: Path) -> None:
+    ids = [kolejka("task", "put", make_task(home / name)).out.strip() for name in "abc"]
+    kolejka("task", "cancel", ids[1])
+    ended = kolejka("task", "cancel", "-q", *ids)
+    assert (ended.status, ended.out.split()) == (2, [ids[0], ids[2]])
+    assert ids[1] in one_line(ended.err)
+    again = kolejka("task", "cancel", *ids)
+    assert (again.status, again.out, again.err.count("\n")) == (2, "", 3)
+    stub.fault("DELETE", f"/tasks/{ids[1]}", status(403, {"error": {"code": "forbidden", "message": "no"}}))
+    barred = kolejka("task", "delete", "--json", *ids)
+    assert (barred.status, json.loads(barred.out)) == (2, [{"id": ids[0], "deleted": True}]), "what was done is told"
+    assert list(stub.tasks) == ids[1:]
+
+
+def test_every_command_speaks_json(stub: Stub, kolejka: Any, home: Path) -> None:
+    def walk(node: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+        if not isinstance(node, click.Group):
+            yield path, node
+        for name, child in getattr(node, "commands", {}).items():
+            yield from walk(child, f"{path} {name}".strip())
+
+    dumb = [path for path, node in walk(command, "") if "as_json" not in {p.name for p in node.params}]
+    assert dumb == ["completion"], "a script is for a shell"
+    (home / "f").write_bytes(b"bytes")
+    ((stored,), sha) = json.loads(kolejka("blob", "put", "--json", "f").out), kolejka("blob", "put", "f").out.strip()
+    assert stored == {"file": "f", "sha256": sha}
+    assert json.loads(kolejka("blob", "get", "--json", sha, "copy").out) == {"file": "copy", "sha256": sha}
+    stub.fault("DELETE", "/tokens/2", status(204, b""))
+    assert json.loads(kolejka("token", "revoke", "--json", "2").out) == [{"id": "2", "revoked": True}]
+    stub.fault("DELETE", "/queues/q", status(204, b""))
+    assert json.loads(kolejka("queue", "delete", "--json", "q").out) == [{"name": "q", "deleted": True}]
+    stub.fault("POST", "/callbacks/secret", status(201, {"secret": "kcs_x"}))
+    assert json.loads(kolejka("callback", "secret", "--json").out) == {"secret": "kcs_x"}
+    stub.fault("DELETE", f"/blobs/{sha}", status(204, b""))
+    assert json.loads(kolejka("blob", "delete", "--json", sha).out) == [{"sha256": sha, "deleted": True}]
+    token_file = home / "token"
+    token_file.write_text(TOKEN)
+    kept = json.loads(kolejka("login", "--json", "--token-file", str(token_file)).out)
+    assert (kept["user"], kept["kept"], TOKEN in json.dumps(kept)) == ("ann", True, False)
+    assert json.loads(kolejka("login", "--json", "--forget").out)["kept"] is False
+
+
 def test_blobs_go_in_and_come_out(stub: Stub, kolejka: Any, home: Path) -> None:
     (home / "f").write_bytes(b"bytes")
     sha = kolejka("blob", "put", "f").out.strip()

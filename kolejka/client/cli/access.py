@@ -10,7 +10,8 @@ import click
 
 from kolejka.cli.options import settings_options
 from kolejka.client.cli.connection import connected, seconds
-from kolejka.client.cli.output import Output, field, moment, printed
+from kolejka.client.cli.each import each
+from kolejka.client.cli.output import JSON, Output, field, moment, printed
 from kolejka.client.client import KolejkaClient
 from kolejka.client.credentials import find_token, store_credential
 from kolejka.client.transport import printable, server_url
@@ -38,8 +39,9 @@ def _scope(token: Mapping[str, Any]) -> str:
 
 @click.command()
 @click.option("--forget", is_flag=True, help="forget the token that is kept for the server")
+@JSON
 @settings_options(ClientSettings, without=("patience", "direct"))
-def login(client: ClientSettings, *, forget: bool) -> None:
+def login(client: ClientSettings, *, forget: bool, as_json: bool) -> None:
     """Keep a token for a server, so that all further commands find it.
 
     Asks for the token, or reads it from standard input or --token-file; it never stands on the command line, where
@@ -51,8 +53,13 @@ def login(client: ClientSettings, *, forget: bool) -> None:
       kolejka-client login --server https://kolejka.example < token.txt
     """
     server = server_url(client.server)
+    output = Output(as_json)
     if forget:
-        click.echo(f"no token for {server} in {store_credential(server, None)} any more")
+        path = store_credential(server, None)
+        if as_json:
+            output.thing({"server": server, "file": str(path), "kept": False}, key="server")
+        else:
+            click.echo(f"no token for {server} in {path} any more")
         return
     if client.token_file:
         token = find_token(client).value or ""
@@ -65,7 +72,10 @@ def login(client: ClientSettings, *, forget: bool) -> None:
     with KolejkaClient(client, token=token) as opened:
         me = opened.whoami()
     path = store_credential(server, token)
-    click.echo(f"you are {printable(me.get('user'))} ({printable(me.get('role'))}) at {server}; kept in {path}")
+    if as_json:
+        output.thing({**me, "server": server, "file": str(path), "kept": True}, key="server")
+    else:
+        click.echo(f"you are {printable(me.get('user'))} ({printable(me.get('role'))}) at {server}; kept in {path}")
 
 
 @click.command()
@@ -88,7 +98,7 @@ def token() -> None:
 @click.option("--expires", metavar="TIME", help="after how long it ends, such as 12h or 90d [default: never]")
 @click.option("--queue", "queues", metavar="NAME", multiple=True, help="narrow it to tasks of this queue (repeatable)")
 @click.option("--read-only", is_flag=True, help="narrow it to reading")
-@click.option("--json", "as_json", is_flag=True, help="print JSON, for programs")
+@JSON
 @connected
 def create_token(
     client: KolejkaClient, *, user: str, role: str | None, name: str | None, expires: str | None,
@@ -120,11 +130,16 @@ def list_tokens(client: KolejkaClient, output: Output) -> None:
 
 @token.command("revoke")
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@JSON
 @connected
-def revoke(client: KolejkaClient, ids: Sequence[str]) -> None:
+def revoke(client: KolejkaClient, ids: Sequence[str], *, as_json: bool) -> int:
     """End tokens at once. `token list` shows the ids."""
-    for token_id in ids:
+
+    def end(token_id: str) -> dict[str, Any]:
         client.revoke_token(token_id)
+        return {"id": token_id, "revoked": True}
+
+    return each(ids, end, Output(as_json).notes)
 
 
 @click.group()
@@ -166,11 +181,16 @@ def callback() -> None:
 
 
 @callback.command("secret")
+@JSON
 @connected
-def secret(client: KolejkaClient) -> None:
+def secret(client: KolejkaClient, *, as_json: bool) -> None:
     """Make the key that signs your callbacks and print it; any earlier one ends. It is shown this once.
 
     Each callback has the headers Kolejka-Timestamp and Kolejka-Signature. The signature is `sha256=` and the
     HMAC-SHA256, under this key, of the timestamp, a dot and the body.
     """
-    click.echo(printable(client.make_callback_secret()))
+    made = client.make_callback_secret()
+    if as_json:
+        Output(as_json).thing({"secret": made}, key="secret")
+    else:
+        click.echo(printable(made))

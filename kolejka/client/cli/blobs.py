@@ -6,11 +6,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from kolejka.client.cli.connection import connected
-from kolejka.client.cli.output import Output, field, moment, printed
+from kolejka.client.cli.each import each
+from kolejka.client.cli.output import JSON, Output, field, moment, printed
 from kolejka.client.client import KolejkaClient
 from kolejka.common.errors import InputError
 from kolejka.common.files import check_reference
@@ -32,8 +34,9 @@ def blob() -> None:
 
 @blob.command("put")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@JSON
 @connected
-def put(client: KolejkaClient, files: Sequence[str]) -> None:
+def put(client: KolejkaClient, files: Sequence[str], *, as_json: bool) -> None:
     """Store files (`-` is standard input) and print their SHA-256, one a line. What the server has is not sent again.
 
     \b
@@ -45,16 +48,22 @@ def put(client: KolejkaClient, files: Sequence[str]) -> None:
         if file != "-" and not Path(file).is_file():
             what = "this is not a regular file" if os.path.lexists(file) else "there is no such file"
             raise InputError(what, field=file)
+    stored = []
     for file in files:
-        click.echo(client.put_blob(sys.stdin.buffer if file == "-" else file))
+        reference = client.put_blob(sys.stdin.buffer if file == "-" else file)
+        stored.append({"file": file, "sha256": reference})
+        if not as_json:
+            click.echo(reference)
+    Output(as_json).notes(stored)
 
 
 @blob.command("get")
 @click.argument("reference", metavar="SHA256")
 @click.argument("file", metavar="FILE")
 @click.option("--force", is_flag=True, help="replace FILE if it exists")
+@JSON
 @connected
-def get(client: KolejkaClient, reference: str, file: str, *, force: bool) -> None:
+def get(client: KolejkaClient, reference: str, file: str, *, force: bool, as_json: bool) -> None:
     """Write the blob SHA256 to FILE, whole or not at all."""
     check_reference(reference)
     if os.path.isdir(file):
@@ -64,6 +73,8 @@ def get(client: KolejkaClient, reference: str, file: str, *, force: bool) -> Non
     if not Path(file).absolute().parent.is_dir():
         raise InputError("there is no folder to write it in; make that first", field=file)
     client.get_blob(reference, file)
+    if as_json:
+        Output(as_json).thing({"file": file, "sha256": reference}, key="sha256")
 
 
 @blob.command("list")
@@ -76,13 +87,18 @@ def list_blobs(client: KolejkaClient, output: Output) -> None:
 
 @blob.command("delete")
 @click.argument("references", metavar="SHA256...", nargs=-1, required=True)
+@JSON
 @connected
-def delete(client: KolejkaClient, references: Sequence[str]) -> None:
+def delete(client: KolejkaClient, references: Sequence[str], *, as_json: bool) -> int:
     """Forget that you uploaded blobs. Tasks that refer to them keep them.
 
     The server removes bytes that nobody needs any more by itself, after a grace; see its setting blob_grace.
     """
     for reference in references:
         check_reference(reference)
-    for reference in references:
+
+    def forget(reference: str) -> dict[str, Any]:
         client.delete_blob(reference)
+        return {"sha256": reference, "deleted": True}
+
+    return each(references, forget, Output(as_json).notes)

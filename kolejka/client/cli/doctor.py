@@ -9,6 +9,7 @@ import click
 
 from kolejka.cli.doctor import report
 from kolejka.cli.options import settings_options
+from kolejka.client.cli.output import JSON
 from kolejka.client.client import KolejkaClient
 from kolejka.client.credentials import find_token, is_set_up
 from kolejka.client.transport import is_loopback
@@ -18,7 +19,7 @@ from kolejka.common.settings import ClientSettings
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="print JSON, for programs")
+@JSON
 @settings_options(ClientSettings, without=("patience",))
 def doctor(client: ClientSettings, *, as_json: bool) -> int:
     """Say what is in place and what is not: packages, server, token. Ends with 1 when something is missing."""

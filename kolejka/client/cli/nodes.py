@@ -9,7 +9,8 @@ from typing import Any, Final
 import click
 
 from kolejka.client.cli.connection import connected
-from kolejka.client.cli.output import Output, field, limits_in_words, moment, printed
+from kolejka.client.cli.each import each
+from kolejka.client.cli.output import JSON, Output, field, limits_in_words, moment, printed
 from kolejka.client.client import KolejkaClient
 from kolejka.client.transport import printable
 from kolejka.common.enrolment import approval
@@ -124,13 +125,13 @@ def refuse(client: KolejkaClient, name: str, *, fingerprint: str | None, output:
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @printed
 @connected
-def drain(client: KolejkaClient, names: Sequence[str], output: Output) -> None:
+def drain(client: KolejkaClient, names: Sequence[str], output: Output) -> int:
     """Ask nodes to take no more tasks (for admins). What runs there ends by itself.
 
     The foreman stays and says so; `node resume` lets it go on. A node that is quarantined could not kill a payload:
     its administrator looks, and restarts its foreman.
     """
-    output.listing([client.drain_node(name) for name in names], COLUMNS, key="name")
+    return each(names, client.drain_node, lambda nodes: output.listing(nodes, COLUMNS, key="name"))
 
 
 @node.command("reboot")
@@ -138,19 +139,22 @@ def drain(client: KolejkaClient, names: Sequence[str], output: Output) -> None:
 @click.option("--when-idle", is_flag=True, help="let what runs there end first")
 @printed
 @connected
-def reboot(client: KolejkaClient, names: Sequence[str], *, when_idle: bool, output: Output) -> None:
+def reboot(client: KolejkaClient, names: Sequence[str], *, when_idle: bool, output: Output) -> int:
     """Ask nodes to boot anew (for admins), into a new image say.
 
     They take no more tasks, give back what runs (with --when-idle they let it end), bring their results to the server,
     and reboot. `node resume` takes the word back. Whoever was asked to drain drains after the reboot, too.
     """
-    output.listing([client.reboot_node(name, when_idle=when_idle) for name in names], COLUMNS, key="name")
+    return each(
+        names, lambda name: client.reboot_node(name, when_idle=when_idle),
+        lambda nodes: output.listing(nodes, COLUMNS, key="name"),
+    )  # fmt: skip
 
 
 @node.command("log")
 @click.argument("name")
 @click.option("-n", "--lines", type=click.IntRange(1, 10_000), default=200, show_default=True, help="how many lines")
-@click.option("--json", "as_json", is_flag=True, help="print JSON, for programs")
+@JSON
 @connected
 def log(client: KolejkaClient, name: str, *, lines: int, as_json: bool) -> None:
     """Print the last lines of a node's log (for admins): the journal's of its Kolejka units, or its foreman's own."""
@@ -166,6 +170,6 @@ def log(client: KolejkaClient, name: str, *, lines: int, as_json: bool) -> None:
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @printed
 @connected
-def resume(client: KolejkaClient, names: Sequence[str], output: Output) -> None:
+def resume(client: KolejkaClient, names: Sequence[str], output: Output) -> int:
     """Ask nodes that drain or wait for a reboot to take tasks again (for admins)."""
-    output.listing([client.resume_node(name) for name in names], COLUMNS, key="name")
+    return each(names, client.resume_node, lambda nodes: output.listing(nodes, COLUMNS, key="name"))

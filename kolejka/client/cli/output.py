@@ -22,6 +22,8 @@ Command = Callable[..., Any]
 Row = Mapping[str, Any]
 Column = tuple[str, Callable[[Row], Any]]
 
+JSON = click.option("--json", "as_json", is_flag=True, help="print JSON, for programs")
+
 
 @dataclass(frozen=True)
 class Output:
@@ -40,6 +42,11 @@ class Output:
         else:
             titles = [title for title, _ in columns]
             _table(titles, [[_cell(show(item)) for _, show in columns] for item in items])
+
+    def notes(self, items: Iterable[Row]) -> None:
+        """What was done, for programs only: a person asked for it and hears no more."""
+        if self.as_json:
+            click.echo(json_format.dumps(list(items), indent=2))
 
     def thing(self, item: Row, *, key: str) -> None:
         """One thing: a line for each of its fields, or with ``--quiet`` its ``key``."""
@@ -63,7 +70,7 @@ def printed(command: Command) -> Command:
         return command(*args, output=Output(as_json, quiet), **words)
 
     decorated = click.option("--quiet", "-q", is_flag=True, help="print bare keys only, one a line")(wrapped)
-    return click.option("--json", "as_json", is_flag=True, help="print JSON, for programs")(decorated)
+    return JSON(decorated)
 
 
 def field(name: str) -> Callable[[Row], Any]:

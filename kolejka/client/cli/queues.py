@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from kolejka.client.cli.connection import connected, seconds
-from kolejka.client.cli.output import Output, field, printed
+from kolejka.client.cli.each import each
+from kolejka.client.cli.output import JSON, Output, field, printed
 from kolejka.client.client import KolejkaClient
 from kolejka.common.errors import InputError
 from kolejka.common.limits import LIMITS, Limits
@@ -160,11 +161,16 @@ def change(client: KolejkaClient, name: str, policy: Mapping[str, Any], output: 
 
 @queue.command("delete")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@JSON
 @connected
-def delete(client: KolejkaClient, names: Sequence[str]) -> None:
+def delete(client: KolejkaClient, names: Sequence[str], *, as_json: bool) -> int:
     """Delete queues in which no task waits or runs (for admins)."""
-    for name in names:
+
+    def forget(name: str) -> dict[str, Any]:
         client.delete_queue(name)
+        return {"name": name, "deleted": True}
+
+    return each(names, forget, Output(as_json).notes)
 
 
 def _state_command(word: str, state: str, text: str) -> None:
@@ -172,8 +178,11 @@ def _state_command(word: str, state: str, text: str) -> None:
     @click.argument("names", metavar="NAME...", nargs=-1, required=True)
     @printed
     @connected
-    def move(client: KolejkaClient, names: Sequence[str], output: Output) -> None:
-        output.listing([client.change_queue(name, {"state": state}) for name in names], COLUMNS, key="name")
+    def move(client: KolejkaClient, names: Sequence[str], output: Output) -> int:
+        return each(
+            names, lambda name: client.change_queue(name, {"state": state}),
+            lambda queues: output.listing(queues, COLUMNS, key="name"),
+        )  # fmt: skip
 
 
 _state_command("pause", "paused", "Have queues take tasks and give none (for admins). What runs goes on.")

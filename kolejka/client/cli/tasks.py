@@ -12,7 +12,8 @@ import click
 from kolejka.cli.options import limit_options
 from kolejka.client import arrays
 from kolejka.client.cli.connection import connected
-from kolejka.client.cli.output import Output, field, limits_in_words, moment, printed
+from kolejka.client.cli.each import each
+from kolejka.client.cli.output import JSON, Output, field, limits_in_words, moment, printed
 from kolejka.client.cli.progress import Bar
 from kolejka.client.cli.selection import selecting
 from kolejka.client.client import KolejkaClient
@@ -159,7 +160,7 @@ def show(client: KolejkaClient, id: str, output: Output) -> None:
 
 @task.command("why")
 @click.argument("id")
-@click.option("--json", "as_json", is_flag=True, help="print JSON, for programs")
+@JSON
 @connected
 def why(client: KolejkaClient, id: str, *, as_json: bool) -> None:
     """Say in words why a task is where it is: what it waits for, where it runs, how it ended."""
@@ -177,32 +178,39 @@ def why(client: KolejkaClient, id: str, *, as_json: bool) -> None:
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @printed
 @connected
-def cancel(client: KolejkaClient, ids: Sequence[str], output: Output) -> None:
-    """Cancel tasks: waiting ones are done at once, running ones are killed on their nodes."""
+def cancel(client: KolejkaClient, ids: Sequence[str], output: Output) -> int:
+    """Cancel tasks: waiting ones are done at once, running ones are killed on their nodes.
+
+    One that is done already is told of, and the others are cancelled all the same.
+    """
     found = [client.find(selector) for selector in ids]  # all of them, before the first is touched
-    tasks = [client.cancel(task_id) for task_id in found]
-    output.listing(tasks, COLUMNS, key="id")
+    return each(found, client.cancel, lambda tasks: output.listing(tasks, COLUMNS, key="id"))
 
 
 @task.command("retry")
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @printed
 @connected
-def retry(client: KolejkaClient, ids: Sequence[str], output: Output) -> None:
+def retry(client: KolejkaClient, ids: Sequence[str], output: Output) -> int:
     """Put done tasks once more, as new tasks, and print those.
 
     A task that is done stays as it is, with its result and its attempts. The new one has the label retry_of, with the
     id of the old one: `task list --label retry_of=ID` shows it.
     """
     found = [client.find(selector) for selector in ids]  # all of them, before the first is touched
-    output.listing([client.retry(task_id) for task_id in found], COLUMNS, key="id")
+    return each(found, client.retry, lambda tasks: output.listing(tasks, COLUMNS, key="id"))
 
 
 @task.command("delete")
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@JSON
 @connected
-def delete(client: KolejkaClient, ids: Sequence[str]) -> None:
+def delete(client: KolejkaClient, ids: Sequence[str], *, as_json: bool) -> int:
     """Forget tasks that are done, with their results."""
-    found = [client.find(selector) for selector in ids]  # all of them, before the first is touched
-    for task_id in found:
+
+    def forget(task_id: str) -> dict[str, Any]:
         client.delete(task_id)
+        return {"id": task_id, "deleted": True}
+
+    found = [client.find(selector) for selector in ids]  # all of them, before the first is touched
+    return each(found, forget, Output(as_json).notes)
