@@ -345,7 +345,8 @@ class Foreman:
         """What the node says of itself beside what it offers."""
         reason = {} if self._reason is None else {"reason": self._reason[:MOST_REASON]}
         proof = {} if self.proof is None else {"proof": self.proof.to_json()}
-        return {**self._machine, **reason, **proof, "errors": self.lines.errors()}
+        takes = {"queues": list(self.settings.queues), "slots": self.board.offer.slots}
+        return {**self._machine, **takes, **reason, **proof, "errors": self.lines.errors()}
 
     def snapshot(self) -> dict[str, Any]:
         """How this foreman is, for whoever looks at the machine."""

@@ -26,6 +26,7 @@ from kolejka.server.storage.base import (
     LogTold,
     Missed,
     NodeChanged,
+    QueuesChanged,
     TaskDone,
     TaskWaiting,
 )
@@ -206,6 +207,8 @@ class Wakes:
                         waiter.ended(task_id)
                 case CancelAsked(node) | NodeChanged(node):
                     self.node_changed(node)
+                case QueuesChanged():
+                    self.queues_changed()
                 case LogTold(number):
                     if number in self._logs:
                         self._logs[number].woken.set()

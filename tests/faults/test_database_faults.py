@@ -21,6 +21,7 @@ from kolejka.server.storage.base import (
     LogTold,
     Missed,
     NodeChanged,
+    QueuesChanged,
     TaskDone,
     TaskWaiting,
 )
@@ -261,10 +262,10 @@ def test_what_servers_look_for_anyway_is_told_after_the_commit_and_all_else_by_i
             wait_until(lambda at=number: len(other) == at, about="the other server hears")  # type: ignore[misc]
         assert set(told_by) == {"store-herald"}
         told_by.clear()
-        for one in (CancelAsked("n"), AccessChanged(), LogTold(5)):
+        for one in (CancelAsked("n"), AccessChanged(), QueuesChanged(), LogTold(5)):
             store.write(lambda db, one=one: db.announce(one)).result()  # type: ignore[misc]
-        assert told_by == ["store-writer"] * 3
-        wait_until(lambda: len(other) == 6, about="the other server hears")
+        assert told_by == ["store-writer"] * 4
+        wait_until(lambda: len(other) == 7, about="the other server hears")
     assert heard == other
 
 

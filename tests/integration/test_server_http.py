@@ -352,9 +352,11 @@ def test_an_idempotency_key_makes_a_repeated_put_harmless(ala: Caller) -> None:
 def test_why_says_what_a_task_waits_for(ala: Caller, smith: Caller) -> None:
     smith.beat()
     tagged, big, plain = ala.put(requires=["moon"]), ala.put(limits={"cpus": 65}), ala.put()
+    behind = ala.put(priority=-1)
     assert ala.ask("GET", f"/tasks/{tagged}/why").json["why"] == "no active node has the tag 'moon'"
     assert "cpus of 65" in ala.ask("GET", f"/tasks/{big}/why").json["why"]
-    assert "2 tasks go before it" in ala.ask("GET", f"/tasks/{plain}/why").json["why"]
+    assert "about to take it" in ala.ask("GET", f"/tasks/{plain}/why").json["why"], "what cannot run delays nobody"
+    assert ala.ask("GET", f"/tasks/{behind}/why").json["why"].startswith("1 task goes before it")
     (given,) = smith.claim(slots=1)["attempts"]
     assert "runs on anvil" in ala.ask("GET", f"/tasks/{plain}/why").json["why"]
     smith.finish(given["lease"])

@@ -64,6 +64,29 @@ def test_a_node_is_shown_with_what_it_says_of_itself(admin: Caller, ala: Caller,
     assert not [node["errors"] for node in ala.ask("GET", "/nodes").json if node["errors"]]
 
 
+def test_a_task_of_a_queue_from_which_no_node_takes_any_says_so(admin: Caller, ala: Caller, smith: Caller) -> None:
+    for name in ("exam", "night"):
+        admin.ask("PUT", f"/queues/{name}", {}, status=201)
+    day, exam, tagged = ala.put(requires=["q"]), ala.put(queue="exam", requires=["q"]), ala.put(requires=["q", "w"])
+
+    def why(task_id: str) -> str:
+        return str(ala.ask("GET", f"/tasks/{task_id}/why", status=200).json["why"])
+
+    body = {"tags": ["q"], "total": AMOUNTS, "capacity": AMOUNTS, "leases": [], "node": "queued"}
+    smith.ask("POST", "/heartbeats", {**body, "about": about(queues=["exam"], slots=0)}, status=200)
+    assert why(exam) == "the nodes that fit it are busy: queued"
+    assert why(day) == "the nodes that could run it take no tasks from the queue 'default': queued"
+    assert ala.ask("GET", "/nodes/queued").json["queues"] == ["exam"]
+    words = {"user": "smith", "scope": {"queues": ["night"]}}
+    narrow = Caller(admin.server, admin.ask("POST", "/tokens", words, status=201).json["token"])
+    narrow.ask("POST", "/heartbeats", {**body, "about": about()}, status=200)
+    assert why(exam) == "the nodes that could run it take no tasks from the queue 'exam': queued", "nor does its token"
+    smith.ask("POST", "/heartbeats", body, status=200)
+    assert why(exam) == why(day) == "a node that fits it is about to take it"
+    assert why(tagged) == "no active node has the tag 'w'"
+    smith.ask("POST", "/heartbeats", {**body, "state": "draining"}, status=200)
+
+
 def test_a_node_of_an_image_too_old_takes_nothing_and_everybody_says_why(
     admin: Caller, ala: Caller, smith: Caller
 ) -> None:

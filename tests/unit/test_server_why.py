@@ -10,10 +10,11 @@ from kolejka.server.scheduling.why import Machine, Stand, reasons
 
 def machine(
     name: str = "anvil", *, state: str = "active", tags: list[str] = [], idle: bool = True, free: dict[str, int] = {},
-    kept_for: str | None = None, **total: object,
+    kept_for: str | None = None, queues: list[str] = [], full: bool = False, remark: str = "", **total: object,
 ) -> Machine:  # fmt: skip
     amounts = Limits.of(**{"cpus": 4, "memory": "8G", **total})
-    return Machine(name, state, Offer(frozenset(tags), amounts, amounts.replace(**free), idle), kept_for)
+    offer = Offer(frozenset(tags), amounts, amounts.replace(**free), idle)
+    return Machine(name, state, offer, kept_for, remark, queues, full)
 
 
 def why(
@@ -76,9 +77,28 @@ def test_about_to_be_taken() -> None:
     assert why(machine()) == "a node that fits it is about to take it"
 
 
-def test_the_queue_is_paused_or_gone() -> None:
+def test_a_quarantined_node_says_why() -> None:
+    said = why(machine("a", state="quarantined", remark="the limit memory does not hold"))
+    assert said == "no node takes tasks now: a is quarantined (the limit memory does not hold)"
+
+
+def test_no_node_takes_tasks_from_the_queue() -> None:
+    elsewhere = machine("a", queues=["exam", "night"])
+    assert why(elsewhere) == "no active node takes tasks from the queue 'default'"
+    silent = machine("b", state="silent")
+    assert why(elsewhere, silent) == "no active node takes tasks from the queue 'default': b is silent"
+    assert why(elsewhere, stand={"queue": "night"}) == "a node that fits it is about to take it"
+    tagged = machine("c", queues=["exam"], tags=["gpu"])
+    said = why(machine(), tagged, requires=["gpu"])
+    assert said == "the nodes that could run it take no tasks from the queue 'default': c"
+
+
+def test_a_node_that_runs_as_many_tasks_as_it_may_is_busy_whatever_else_is_free() -> None:
+    assert why(machine("a", full=True)) == "the nodes that fit it are busy: a"
+
+
+def test_the_queue_is_paused() -> None:
     assert why(machine(), stand={"gives": False}) == "the queue 'default' is paused; an admin resumes it"
-    assert why(machine(), stand={"gives": None}).startswith("there is no queue 'default' any more")
 
 
 def test_the_quota_that_is_reached() -> None:

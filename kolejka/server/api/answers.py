@@ -39,7 +39,8 @@ _NODE: Final = _has(
         "tags": _list(_TEXT),
         "total": _OBJECT, "capacity": _OBJECT, "first_seen": _MOMENT, "last_seen": _MOMENT, "asked": _MAYBE,
         "busy": _NUMBER, "running": _list(_TEXT), "boot": _MAYBE, "image": {"type": ["object", "null"]},
-        "version": _MAYBE, "reason": _MAYBE, "errors": _list(_OBJECT), "proof": {"type": ["object", "null"]},
+        "version": _MAYBE, "queues": _list(_TEXT), "reason": _MAYBE, "errors": _list(_OBJECT),
+        "proof": {"type": ["object", "null"]},
     }
 )  # fmt: skip
 _SCOPE: Final = {"type": ["object", "null"]}

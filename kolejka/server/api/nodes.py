@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from kolejka.common.task import QUEUE_PATTERN
 from kolejka.server.api.errors import body as error_body
 from kolejka.server.api.routes import Answer, Call, plain, whole
 from kolejka.server.api.tasks import node_state, outdated, record, stamp
+from kolejka.server.auth.tokens import Caller
 from kolejka.server.deps import Deps
 from kolejka.server.intake import put_at
 from kolejka.server.scheduling import claims
@@ -58,6 +59,7 @@ _WORDS = {
         "description": "tells two foremen of one name apart: the second is refused while the first is heard",
     },
 }
+_QUEUES = {"type": "array", "maxItems": 1000, "items": {"type": "string", "pattern": QUEUE_PATTERN}}
 _LINE = {"type": "string", "maxLength": 1000}
 _SHORT = {"type": "string", "maxLength": 200}
 ABOUT = object_schema(
@@ -65,6 +67,8 @@ ABOUT = object_schema(
         "boot": {"type": "string", "pattern": "^[0-9a-f-]{1,64}$", "description": "the kernel's id of this boot"},
         "image": object_schema({"id": _SHORT, "version": _SHORT}, required=["id", "version"]),
         "version": {**_SHORT, "description": "of Kolejka"},
+        "queues": {**_QUEUES, "description": "from which it takes tasks; none named = all"},
+        "slots": {"type": "integer", "minimum": 0, "maximum": 100_000, "description": "tasks that it runs at one time"},
         "reason": {**_LINE, "description": "why it takes no tasks"},
         "errors": {
             "type": "array", "maxItems": 20, "items": object_schema({"at": _SHORT, "message": _LINE}),
@@ -89,7 +93,7 @@ CLAIM = object_schema(
     {
         **_WORDS,
         "slots": {"type": "integer", "minimum": 0, "maximum": 1000},
-        "queues": {"type": "array", "maxItems": 1000, "items": {"type": "string", "pattern": QUEUE_PATTERN}},
+        "queues": _QUEUES,
         "wait": {"type": "number", "minimum": 0, "maximum": 30, "description": "seconds"},
         "idle": {"type": "boolean", "description": "nothing runs on the node: an exclusive task may be given"},
         "leases": {**_LEASES, "description": "those that the node knew of when it counted what is free"},
@@ -154,6 +158,14 @@ def _words(body: Mapping[str, Any], state: str | None) -> NodeWords:
     return replace(words, boot=about.get("boot"), image=plain(version), about=about)
 
 
+def _takes_from(queues: Iterable[str], caller: Caller) -> frozenset[str]:
+    """From which queues a node is given tasks that names these (none: all), by what its token lets it."""
+    named, scope = frozenset(queues), caller.scope.queues
+    if scope is None:
+        return named
+    return named & scope if named else scope
+
+
 async def claim(deps: Deps, call: Call) -> Answer:
     """Ask for tasks that fit; wait for them up to `wait` seconds, or until something of this node is cancelled.
 
@@ -165,11 +177,9 @@ async def claim(deps: Deps, call: Call) -> Answer:
     ahead = body.get("ahead", {"capacity": {}, "slots": 0})
     free = add(Limits(words.capacity), Limits(ahead["capacity"]))
     offer = Offer(frozenset(words.tags), Limits(words.total), free, body.get("idle", False))
-    queues, scope = frozenset(body.get("queues", ())), call.caller.scope.queues
-    if scope is not None:
-        queues = queues & scope if queues else scope
-        if not queues:
-            raise NotAllowed(f"this token is for the queues {', '.join(sorted(scope))} only", field="queues")
+    queues, scope = _takes_from(body.get("queues", ()), call.caller), call.caller.scope.queues
+    if scope is not None and not queues:
+        raise NotAllowed(f"this token is for the queues {', '.join(sorted(scope))} only", field="queues")
     knows = frozenset(body["leases"]) if "leases" in body else None
     slots = body["slots"] + ahead["slots"]
     request = Claim(call.caller.user_id, words, offer, slots, queues, knows=knows)
@@ -233,6 +243,8 @@ def _log_json(wish: LogWish | None) -> dict[str, int] | None:
 async def heartbeat(deps: Deps, call: Call) -> Answer:
     """Say that a node lives and which leases it holds; learn which are lost and which to stop."""
     words, now = _words(call.body, call.body.get("state", "active")), deps.now()
+    queues = sorted(_takes_from((words.about or {}).get("queues", ()), call.caller))
+    words = replace(words, about={**(words.about or {}), "queues": queues})
 
     def work(db: Connection) -> claims.Beat:
         if words.state != "active":
@@ -353,7 +365,7 @@ def _node_json(node: dict[str, Any], now: float, rules: Rules, *, errors: bool) 
     shown = {key: value for key, value in node.items() if key not in {"about", "image_version"}}
     return {
         **shown, "state": state, "first_seen": stamp(node["first_seen"]), "last_seen": stamp(node["last_seen"]),
-        "image": about.get("image"), "version": about.get("version"),
+        "image": about.get("image"), "version": about.get("version"), "queues": about.get("queues", []),
         "reason": outdated(node, rules) if state == "outdated" else about.get("reason"),
         "errors": about.get("errors", []) if errors else [], "proof": about.get("proof"),
     }  # fmt: skip

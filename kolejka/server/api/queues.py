@@ -11,7 +11,7 @@ from kolejka.server.api.tasks import record
 from kolejka.server.deps import Deps
 from kolejka.server.scheduling.queues import Queue
 from kolejka.server.storage import queues
-from kolejka.server.storage.base import Connection, ask
+from kolejka.server.storage.base import Connection, QueuesChanged, ask
 
 logger = logging.getLogger("kolejka.server")
 
@@ -44,10 +44,10 @@ async def put_queue(deps: Deps, call: Call) -> Answer:
         new = queues.find(db, queue.name) is None
         queues.save(db, queue)
         record(db, call.caller, "queue.put", queue.name, now, **queue.to_json())
+        db.announce(QueuesChanged())
         return new
 
     new = await ask(deps.store.write(work))
-    deps.wakes.queues_changed()
     logger.info("queue made" if new else "queue changed", extra={"queue": queue.name, "by": call.caller.user})
     return Answer(201 if new else 200, queue.to_json())
 
@@ -60,10 +60,10 @@ async def change_queue(deps: Deps, call: Call) -> Answer:
         queue = queues.get(db, name).changed(changes)
         queues.save(db, queue)
         record(db, call.caller, "queue.change", name, now, **changes)
+        db.announce(QueuesChanged())
         return queue
 
     queue = await ask(deps.store.write(work))
-    deps.wakes.queues_changed()
     logger.info("queue changed", extra={"queue": name, "state": queue.state, "by": call.caller.user})
     return Answer(json=queue.to_json())
 

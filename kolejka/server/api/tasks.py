@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -391,7 +392,12 @@ async def why_task(deps: Deps, call: Call) -> Answer:
         kept = {one.node: one.number for one in usage.reservations(db, heard_after=now - deps.settings.heartbeat)()}
         ids = tasks.ids(db, set(kept.values()))
         nodes_now = machines(db, now, deps.rules, {node: ids[kept[node]] for node in kept})
-        return why.reasons(signature, nodes_now, stand(db, found, deps.rules, deps.now()))
+        homes = [one for one in nodes_now if one.state == "active" and one.can_ever_run(signature, found.queue)]
+
+        def competes(other: Signature, queue: str) -> bool:
+            return any(one.can_ever_run(other, queue) for one in homes)
+
+        return why.reasons(signature, nodes_now, stand(db, found, deps.rules, deps.now(), competes=competes))
 
     found = await ask(deps.store.read(work))
     return Answer(json={"why": found[0], "reasons": found})
@@ -424,6 +430,12 @@ def machines(db: Connection, now: float, rules: Rules, kept: Mapping[str, str]) 
     for node in nodes.listing(db):
         state = node_state(node, now, rules)
         offer = Offer(frozenset(node["tags"]), Limits(node["total"]), Limits(node["capacity"]), not node["busy"])
+        about = node["about"]
         remark = outdated(node, rules) if state == "outdated" else ""
-        found.append(why.Machine(node["name"], state, offer, kept.get(node["name"]), remark))
+        if state == "quarantined":
+            remark = about.get("reason") or ""
+        full = node["busy"] >= about.get("slots", math.inf)
+        found.append(
+            why.Machine(node["name"], state, offer, kept.get(node["name"]), remark, about.get("queues", ()), full)
+        )
     return found

@@ -42,7 +42,11 @@ class Gate:
 
 @dataclass(frozen=True)
 class Quotas:
-    """All ceilings. A queue that is not among ``gates`` gives nothing."""
+    """All ceilings.
+
+    A queue that is not among ``gates`` gives what it has: a queue is deleted when nothing waits in it, so what does was
+    accepted at the very moment, and has to reach its result like everything else.
+    """
 
     gates: Mapping[str, Gate] = field(default_factory=dict)
     owner: int | None = None
@@ -56,7 +60,7 @@ class Quotas:
 
     def gives(self, queue: str) -> bool:
         """Whether a queue gives tasks at all."""
-        return queue in self.gates and self.gates[queue].gives
+        return self.gates.get(queue, Gate()).gives
 
     def full(self, owner: int, queue: str, load: Load) -> str | None:
         """The ceiling that one more task of this owner in this queue would exceed, in words."""

@@ -214,18 +214,29 @@ class Turn:
         ])  # fmt: skip
 
 
-def stand(db: Connection, task: tasks.Found, rules: Rules, now: Moment) -> Stand:
-    """Where a waiting task stands: its queue, its quota, who goes before it."""
-    gates = queues.gates(db)()
-    gate = gates.get(task.queue)
+def stand(
+    db: Connection, task: tasks.Found, rules: Rules, now: Moment, *, competes: Callable[[Signature, str], bool]
+) -> Stand:  # fmt: skip
+    """Where a waiting task stands: its queue, its quota, who goes before it.
+
+    ``competes`` says whether tasks of a signature and a queue could run where this one could.
+    """
     running = leases.running(db)()
     load = Load((owner, queue, count) for owner, queue, count, _, _ in running)
-    quota = Quotas(gates, rules.running_per_owner).full(task.owner_id, task.queue, load)
-    waiting = tasks.waiting_owners(db)
-    past = usage.of_owners(db, waiting, half_life_s=rules.half_life_s, now=now.wall)()
+    quotas = Quotas(queues.gates(db)(), rules.running_per_owner)
+    groups, counts = tasks.waiting_groups(db), tasks.ahead(db, task)
+    words = tasks.signatures(db, {*counts, *(signature for _, signature, _, _, _ in groups)})
+    known = {signature: Signature.parse(text) for signature, text in words.items()}
+    ahead = sum(count for signature, count in counts.items() if competes(known[signature], task.queue))
+    waiting = {
+        owner for queue, signature, _, owner, _ in groups
+        if owner != task.owner_id and quotas.gives(queue) and quotas.full(owner, queue, load) is None
+        and competes(known[signature], queue)
+    }  # fmt: skip
+    past = usage.of_owners(db, {*waiting, task.owner_id}, half_life_s=rules.half_life_s, now=now.wall)()
     share = shares(past, (Busy(owner, cpus, cpus * now.steady - starts) for owner, _, _, cpus, starts in running))
     mine = share.get(task.owner_id, 0.0)
     return Stand(
-        task.id, task.queue, None if gate is None else gate.gives, quota if gate is not None else None,
-        tasks.ahead(db, task), sum(share.get(owner, 0.0) < mine for owner in waiting),
+        task.id, task.queue, quotas.gives(task.queue), quotas.full(task.owner_id, task.queue, load), ahead,
+        sum(share.get(owner, 0.0) < mine for owner in waiting),
     )  # fmt: skip

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from kolejka.common.limits import LIMITS
-from kolejka.server.scheduling.match import Offer, Signature, available, fits_now, lacking, missing_tags
+from kolejka.server.scheduling.match import Offer, Signature, available, can_ever_run, fits_now, lacking, missing_tags
 
 
 @dataclass(frozen=True)
 class Machine:
     """A node as the waiting see it. ``state`` is active, draining, quarantined, silent or outdated, ``remark`` what
-    more there is to say of that; ``kept_for`` is the task that it is reserved for.
+    more there is to say of that; ``kept_for`` is the task that it is reserved for. ``queues`` are those that it takes
+    tasks from (none named: all), ``full`` says that it runs as many tasks as it may, whatever else is free.
     """
 
     name: str
@@ -20,20 +21,34 @@ class Machine:
     offer: Offer
     kept_for: str | None = None
     remark: str = ""
+    queues: Collection[str] = ()
+    full: bool = False
+
+    def serves(self, queue: str) -> bool:
+        """Whether it takes tasks from this queue."""
+        return not self.queues or queue in self.queues
+
+    def can_ever_run(self, signature: Signature, queue: str) -> bool:
+        """Whether such a task of this queue could run there, if the node was free."""
+        return self.serves(queue) and self.fits(signature)
+
+    def fits(self, signature: Signature) -> bool:
+        """Whether such a task could run there, whatever its queue."""
+        return can_ever_run(signature, self.offer.tags, self.offer.total)
 
 
 @dataclass(frozen=True)
 class Stand:
     """Where a task stands among the waiting.
 
-    ``gives`` is whether its queue gives tasks (``None``: there is no such queue any more), ``quota`` the ceiling that
-    is reached, in words. ``ahead`` counts the tasks of its owner in its queue that go before it, ``owners`` the owners
-    whose share is smaller and who have tasks waiting.
+    ``gives`` is whether its queue gives tasks, ``quota`` the ceiling that is reached, in words. ``ahead`` counts the
+    tasks of its owner in its queue that go before it, ``owners`` the owners whose share is smaller and who have tasks
+    waiting; both leave out what could not run on any of the nodes that could run this task: it is passed over.
     """
 
     task_id: str = ""
     queue: str = "default"
-    gives: bool | None = True
+    gives: bool = True
     quota: str | None = None
     ahead: int = 0
     owners: int = 0
@@ -46,8 +61,6 @@ def reasons(signature: Signature, machines: Sequence[Machine], stand: Stand) -> 
 
 
 def _of_queue(stand: Stand) -> list[str]:
-    if stand.gives is None:
-        return [f"there is no queue {stand.queue!r} any more; make it again or put the task to another"]
     if not stand.gives:
         return [f"the queue {stand.queue!r} is paused; an admin resumes it"]
     return [stand.quota] if stand.quota is not None else []
@@ -59,9 +72,19 @@ def _of_nodes(signature: Signature, machines: Sequence[Machine], stand: Stand) -
     active = [m for m in machines if m.state == "active"]
     if not active:
         return [f"no node takes tasks now: {_states(machines)}"]
-    able = [m for m in machines if not missing_tags(signature, m.offer.tags) and not lacking(signature, m.offer.total)]
+    if not any(m.serves(stand.queue) for m in active):
+        serving = [m for m in machines if m.serves(stand.queue)]
+        more = f": {_states(serving)}" if serving else ""
+        return [f"no active node takes tasks from the queue {stand.queue!r}{more}"]
+    others = [m for m in active if not m.serves(stand.queue) and m.fits(signature)]
+    machines = [m for m in machines if m.serves(stand.queue)]
+    active = [m for m in active if m.serves(stand.queue)]
+    able = [m for m in machines if m.can_ever_run(signature, stand.queue)]
     if able and not any(m.state == "active" for m in able):
         return [f"the nodes that could run it take no tasks now: {_states(able)}"]
+    if not able and others:
+        names = ", ".join(m.name for m in others[:5])
+        return [f"the nodes that could run it take no tasks from the queue {stand.queue!r}: {names}"]
     impossible = _impossible(signature, active)
     return impossible or _busy(signature, [m for m in able if m.state == "active"], stand)
 
@@ -95,6 +118,11 @@ def _impossible(signature: Signature, active: Sequence[Machine]) -> list[str]:
     return found or ["no single node has everything it asks for at once"]
 
 
+def _has_room(signature: Signature, machine: Machine) -> bool:
+    idle = machine.offer.idle or not signature.exclusive
+    return idle and not machine.full and fits_now(signature, machine.offer.free)
+
+
 def _busy(signature: Signature, able: Sequence[Machine], stand: Stand) -> list[str]:
     """What it waits for where it could run: others, reservations, room."""
     found = []
@@ -111,7 +139,7 @@ def _busy(signature: Signature, able: Sequence[Machine], stand: Stand) -> list[s
     if kept:
         words = ", ".join(f"{m.name} for the task {m.kept_for}" for m in kept[:5])
         found.append(f"nodes are reserved for tasks that waited longer: {words}")
-    if not any(fits_now(signature, m.offer.free) and (m.offer.idle or not signature.exclusive) for m in others):
+    if not any(_has_room(signature, m) for m in others):
         names = ", ".join(m.name for m in others[:5])
         if names:
             found.append(

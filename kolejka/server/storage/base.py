@@ -68,6 +68,11 @@ class NodeChanged:
 
 
 @dataclass(frozen=True)
+class QueuesChanged:
+    """A queue has another policy: every claim looks again, for it may give what it did not give before."""
+
+
+@dataclass(frozen=True)
 class LogTold:
     """The log that an admin wanted under this number is there."""
 
@@ -79,7 +84,7 @@ class Missed:
     """Announcements of other processes may have got lost: whoever waits looks again."""
 
 
-Announcement = TaskWaiting | TaskDone | CancelAsked | AccessChanged | NodeChanged | LogTold | Missed
+Announcement = TaskWaiting | TaskDone | CancelAsked | AccessChanged | NodeChanged | QueuesChanged | LogTold | Missed
 Listener = Callable[[Sequence[Announcement]], None]
 
 

@@ -292,6 +292,13 @@ def signature_words(db: Connection, signature: int) -> str:
     return str(row[0])
 
 
+def signatures(db: Connection, numbers: Collection[int]) -> dict[int, str]:
+    """The canonical texts of many signatures."""
+    return {row[0]: row[1] for some in pieces(numbers) for row in db.rows(
+        f"SELECT id, words FROM signatures WHERE id IN ({marks(some)})", *some  # noqa: S608 marks
+    )}  # fmt: skip
+
+
 def _next_class() -> str:
     """SQL for the oldest task of the class after ``h``: the nearest step that leads to one.
 
@@ -351,19 +358,13 @@ def oldest(
     )]  # fmt: skip
 
 
-def ahead(db: Connection, task: Found) -> int:
-    """How many waiting tasks of its owner and queue go before a task."""
-    row = db.row(
-        "SELECT COUNT(*) FROM tasks WHERE state = 'waiting' AND queue = ? AND owner_id = ?"
-        " AND (rank < ? OR (rank = ? AND number < ?))",
+def ahead(db: Connection, task: Found) -> dict[int, int]:
+    """How many waiting tasks of its owner and queue go before a task, of each signature."""
+    return {row[0]: int(row[1]) for row in db.rows(
+        "SELECT signature_id, COUNT(*) FROM tasks WHERE state = 'waiting' AND queue = ? AND owner_id = ?"
+        " AND (rank < ? OR (rank = ? AND number < ?)) GROUP BY signature_id",
         task.queue, task.owner_id, task.rank, task.rank, task.number,
-    )  # fmt: skip
-    return int(row[0]) if row else 0
-
-
-def waiting_owners(db: Connection) -> set[int]:
-    """The owners of tasks that wait."""
-    return {owner for _, _, _, owner, _ in waiting_groups(db)}
+    )}  # fmt: skip
 
 
 def ids(db: Connection, numbers: Collection[int]) -> dict[int, str]:

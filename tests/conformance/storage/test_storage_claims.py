@@ -139,6 +139,13 @@ def test_a_claim_for_some_queues_gets_no_other(cluster: Cluster, ala: Caller, sm
     assert ids(cluster.claim(smith, queues=[])) == [day]
 
 
+def test_a_task_that_was_put_while_its_queue_was_deleted_is_given(cluster: Cluster, ala: Caller, smith: Caller) -> None:
+    cluster.store.write(lambda db: queues.save(db, Queue("brief"))).result()
+    (task,) = cluster.put(ala, queue="brief")
+    cluster.store.write(lambda db: db.run("DELETE FROM queues WHERE name = 'brief'")).result()
+    assert ids(cluster.claim(smith)) == [task]
+
+
 def test_an_unknown_queue_is_refused(cluster: Cluster, ala: Caller) -> None:
     with pytest.raises(InputError) as caught:
         cluster.put(ala, queue="nowhere")
