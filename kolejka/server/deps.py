@@ -11,6 +11,7 @@ from typing import Final
 from kolejka.common.settings import ServerSettings
 from kolejka.server.auth.tokens import Doorkeeper
 from kolejka.server.calling import Hosts
+from kolejka.server.counts import Counts
 from kolejka.server.following import Following
 from kolejka.server.metrics import Metrics
 from kolejka.server.rates import Rates
@@ -93,8 +94,12 @@ def round_s(settings: ServerSettings) -> float:
     return min(5.0, settings.heartbeat / 8)
 
 
-def open_deps(settings: ServerSettings, *, clock: Clock = time.time, steady: Clock = time.monotonic) -> Deps:
-    """Open the data folder of a server that was prepared (``prepare.prepare``)."""
+def open_deps(
+    settings: ServerSettings, *, counts: Counts | None = None, clock: Clock = time.time, steady: Clock = time.monotonic
+) -> Deps:
+    """Open the data folder of a server that was prepared (``prepare.prepare``), in one of the processes that keep
+    ``counts`` together, if there are several.
+    """
     wakes = Wakes()
     classes = Classes()
     bridge = Bridge(wakes, classes)
@@ -103,7 +108,7 @@ def open_deps(settings: ServerSettings, *, clock: Clock = time.time, steady: Clo
     doorkeeper = Doorkeeper(store, clock)
     wakes.access_changed = doorkeeper.forget
     return Deps(
-        settings, store, blobs, wakes, bridge, doorkeeper, Metrics(), Following(store, wakes, steady),
+        settings, store, blobs, wakes, bridge, doorkeeper, Metrics(counts), Following(store, wakes, steady),
         Rates(settings.rate, steady), Hosts.parse(settings.callback_hosts), Rates(STRANGERS_PER_S, steady), classes,
         clock=clock, steady=steady,
         shared=SharedClock(steady, 3 * round_s(settings)),

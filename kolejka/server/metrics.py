@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+from collections import Counter as Counted
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from kolejka.server.counts import Counts
 
 _CLAIM_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 _WAIT_S: Final = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600, 86400)
 _SHARES: Final = ("cpus", "memory")
 
 
-class Metrics:
-    """Counters of one server process; gauges are set when somebody asks."""
+class _Found(Collector):
+    """Metrics that are there already."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = list(metrics)
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
+
+
+class Metrics:
+    """What this process counts, or with ``counts`` all processes of this server; gauges are read when somebody asks."""
+
+    def __init__(self, counts: Counts | None = None) -> None:
+        self._counts = counts
+        if counts is not None:
+            counts.install()
         self._registry = CollectorRegistry()
         registry = self._registry
         self.requests = Counter(
@@ -35,33 +53,39 @@ class Metrics:
             "kolejka_task_wait_seconds", "from a task's putting to an attempt at it", buckets=_WAIT_S, registry=registry
         )
         self.callbacks = Counter("kolejka_callbacks", "callbacks, by end of the try", ["end"], registry=registry)
-        self._busy = Gauge("kolejka_node_tasks", "tasks that run on the node", ["node"], registry=registry)
-        self._used = Gauge(
-            "kolejka_node_used_ratio", "part of the node's offer that tasks hold", ["node", "resource"],
-            registry=registry,
-        )  # fmt: skip
-        self._depth = Gauge("kolejka_tasks", "tasks by queue and state", ["queue", "state"], registry=registry)
-        self._nodes = Gauge("kolejka_nodes", "nodes by state", ["state"], registry=registry)
-        self._claims = Gauge("kolejka_claims_waiting", "claims that wait for a task", registry=registry)
+        self.claims = Gauge("kolejka_claims_waiting", "claims that wait for a task", registry=registry)
+        self.claims.set(0)  # whatever this process's predecessor had
 
-    def text(self, depth: Iterable[tuple[str, str, int]], nodes: Iterable[Mapping[str, Any]], claims: int) -> bytes:
+    def text(self, depth: Iterable[tuple[str, str, int]], nodes: Iterable[Mapping[str, Any]]) -> bytes:
         """The exposition, with the gauges as they are now. ``nodes`` are the nodes as listings show them.
 
         What a silent node said last is no news: its share of use is left out.
         """
-        self._depth.clear()
-        for queue, state, count in depth:
-            self._depth.labels(queue, state).set(count)
-        for gauge in (self._nodes, self._busy, self._used):
-            gauge.clear()
-        for node in nodes:
-            self._nodes.labels(node["state"]).inc()
-            if node["state"] == "silent":
-                continue
-            self._busy.labels(node["name"]).set(node["busy"])
-            for name in _SHARES:
-                if node["total"].get(name):
-                    free = node["capacity"].get(name, 0) / node["total"][name]
-                    self._used.labels(node["name"], name).set(min(1.0, max(0.0, 1 - free)))
-        self._claims.set(claims)
-        return generate_latest(self._registry)
+        told = CollectorRegistry()
+        told.register(self._registry if self._counts is None else _Found(self._counts.collect(self._registry)))
+        told.register(_Found(_gauges(depth, nodes)))
+        return generate_latest(told)
+
+
+def _gauges(depth: Iterable[tuple[str, str, int]], nodes: Iterable[Mapping[str, Any]]) -> list[Metric]:
+    """What the database says."""
+    tasks = GaugeMetricFamily("kolejka_tasks", "tasks by queue and state", labels=["queue", "state"])
+    states = GaugeMetricFamily("kolejka_nodes", "nodes by state", labels=["state"])
+    busy = GaugeMetricFamily("kolejka_node_tasks", "tasks that run on the node", labels=["node"])
+    used = GaugeMetricFamily(
+        "kolejka_node_used_ratio", "part of the node's offer that tasks hold", labels=["node", "resource"]
+    )
+    for queue, state, count in depth:
+        tasks.add_metric([queue, state], count)
+    nodes = list(nodes)
+    for state, count in Counted(node["state"] for node in nodes).items():
+        states.add_metric([state], count)
+    for node in nodes:
+        if node["state"] == "silent":
+            continue
+        busy.add_metric([node["name"]], node["busy"])
+        for name in _SHARES:
+            if node["total"].get(name):
+                free = node["capacity"].get(name, 0) / node["total"][name]
+                used.add_metric([node["name"], name], min(1.0, max(0.0, 1 - free)))
+    return [tasks, states, busy, used]

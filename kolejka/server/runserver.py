@@ -35,6 +35,7 @@ from gunicorn.workers.gasgi import ASGIWorker
 
 from kolejka.common.settings import ServerSettings
 from kolejka.server.app import Application, create_app
+from kolejka.server.counts import Counts
 from kolejka.server.deps import open_deps
 from kolejka.server.prepare import announce, check_settings, prepare, retract
 
@@ -114,6 +115,9 @@ class Server(BaseApplication):
         self._settings = settings
         self._ready = ready
         self._url = ""
+        self._seated = 0
+        """the seat of the worker that was forked last, which is the worker's own there"""
+        self._tables = Counts.make(settings.processes)
         super().__init__()
 
     def load_config(self) -> None:
@@ -147,7 +151,8 @@ class Server(BaseApplication):
 
     def load(self) -> Application:
         """The application; called in the worker."""
-        return create_app(open_deps(self._settings))
+        counts = Counts(self._tables, self._seated) if len(self._tables) > 1 else None
+        return create_app(open_deps(self._settings, counts=counts))
 
     def _open(self, arbiter: Any) -> None:
         """Where there are several workers, a socket for each (in the arbiter, before gunicorn opens one for all)."""
@@ -174,6 +179,7 @@ class Server(BaseApplication):
         """Give a worker the socket that no other has (in the arbiter)."""
         taken = {other.seat for other in arbiter.WORKERS.values()}
         worker.seat = next(seat for seat in itertools.count() if seat not in taken) % len(arbiter.LISTENERS)
+        self._seated = worker.seat
         worker.sockets = arbiter.LISTENERS[worker.seat : worker.seat + 1]
 
     def _serving(self, worker: Any) -> None:

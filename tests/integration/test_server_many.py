@@ -242,6 +242,10 @@ def test_connections_are_spread_over_the_processes_and_taken_by_the_next_when_on
             for worker in workers()
         )
 
+    def told(name: str) -> list[float]:
+        texts = [server.admin.ask("GET", "/metrics", status=200).data.decode() for _ in range(20)]
+        return [float(line.split()[-1]) for text in texts for line in text.splitlines() if line.startswith(name + " ")]
+
     try:
         wait_until(lambda: len(workers()) == 2)
         with contextlib.ExitStack() as stack:
@@ -251,10 +255,16 @@ def test_connections_are_spread_over_the_processes_and_taken_by_the_next_when_on
                 connection.connect()
             wait_until(lambda: sum(held()) >= 60 and held()[0] >= 8, about="both have some")
             before = workers()
+            for _ in range(20):
+                server.admin.put()
+            assert told("kolejka_tasks_put_total") == [20.0] * 20
             before[0].kill()
             for _ in range(20):  # whatever socket they come to
                 assert server.admin.ask("GET", "/whoami", status=200)
             wait_until(lambda: len(workers()) == 2 and before[0] not in workers())
+            server.admin.put()
+            assert told("kolejka_tasks_put_total") == [21.0] * 20, "whoever is asked tells of all, of those before too"
+            assert told("kolejka_claims_waiting") == [0.0] * 20
         words = ("--processes", "2", "--port", server.url.rpartition(":")[2], "--data", tmp_path / "other")
         said = run("runserver", *words, database=url, status=125)
         assert "--port" in said, "nobody shares"

@@ -48,7 +48,7 @@ async def metrics(deps: Deps, _call: Call) -> Answer:
     now = deps.clock()
     depth, known = await ask(deps.store.read(lambda db: (tasks.depth(db), nodes.listing(db))))
     told = [{**node, "state": node_state(node, now, deps.rules)} for node in known]
-    text = deps.metrics.text(depth, told, deps.wakes.waiting_claims)
+    text = deps.metrics.text(depth, told)
     return Answer(data=text, type="text/plain; version=0.0.4; charset=utf-8")
 
 

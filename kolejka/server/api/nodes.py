@@ -203,7 +203,8 @@ async def claim(deps: Deps, call: Call) -> Answer:
     deadline = deps.steady() + body.get("wait", 0)
     claimed, arrives = Claimed(), True
     open_to: Offer | None = offer
-    with deps.wakes.for_tasks(words.name, wanted, user_id=call.caller.user_id, heard=deps.steady()) as waiter:
+    waiting = deps.wakes.for_tasks(words.name, wanted, user_id=call.caller.user_id, heard=deps.steady())
+    with deps.metrics.claims.track_inprogress(), waiting as waiter:
         request = replace(request, unknown=await waiter.unknown())
         while not waiter.overtaken:
             woken_by = waiter.looked()

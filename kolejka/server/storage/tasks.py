@@ -375,12 +375,14 @@ def ids(db: Connection, numbers: Collection[int]) -> dict[int, str]:
 
 
 def depth(db: Connection) -> list[tuple[str, str, int]]:
-    """Queue, state and count of the tasks that wait or run."""
+    """Queue, state and count of the tasks that wait or run; of queues in which none does, too."""
     waiting = db.rows("SELECT queue, 'waiting', COUNT(*) FROM tasks WHERE state = 'waiting' GROUP BY queue")
     running = db.rows(
         "SELECT t.queue, 'running', COUNT(*) FROM leases l JOIN tasks t ON t.number = l.number GROUP BY t.queue"
     )
-    return [(str(queue), str(state), int(count)) for queue, state, count in waiting + running]
+    found = {(str(queue), str(state)): int(count) for queue, state, count in waiting + running}
+    empty = {(str(row[0]), state): 0 for row in db.rows("SELECT name FROM queues") for state in ("waiting", "running")}
+    return [(queue, state, count) for (queue, state), count in sorted({**empty, **found}.items())]
 
 
 def _listed(**more: Any) -> Any:
