@@ -173,6 +173,7 @@ def test_one_who_comes_back_misses_nothing(ala: Caller) -> None:
     missed = [ala.put() for _ in range(3)]
     for back in (
         Stream(ala, headers={"Last-Event-ID": str(event.number)}), Stream(ala, f"/events?after={event.number}"),
+        Stream(ala, "/events?after=0", headers={"Last-Event-ID": str(event.number)}),
     ):  # fmt: skip
         told = [back.next() for _ in range(3)]
         assert [one.data["task"] for one in told if one] == missed

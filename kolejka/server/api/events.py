@@ -39,7 +39,7 @@ async def follow_events(deps: Deps, call: Call) -> Answer:
         raise TooMany(f"you follow {STREAMS} streams already; end one", again_s=PING_S)
     since = call.query["after"]
     header = call.request.get_header("Last-Event-ID")
-    if header is not None and since is None:
+    if header is not None:  # one who comes again, under the address with which it began, says where it is now
         if not (header.isascii() and header.isdigit() and len(header) <= 18):
             raise InputError("this is no number of an event", field="Last-Event-ID")
         since = int(header)
