@@ -200,7 +200,9 @@ class Foreman:
                 logger.warning("attempt was cut short again; its lease is left to run out", extra=about)
             else:
                 logger.info("attempt was cut short", extra=about)
-                self._couriers.put(Return(leftover.lease, "the node's foreman was restarted while it ran"))
+                self._couriers.put(
+                    Return(leftover.lease, "the node's foreman was restarted while it ran", leftover.task)
+                )
         if self._prove is not None:
             self._try_limits(self._prove)
         self._introduce()

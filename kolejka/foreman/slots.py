@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from kolejka.common import logs
 from kolejka.common.errors import InputError, KolejkaError, NodeError, Unavailable
 from kolejka.common.limits import LIMITS, Limits, Share
 from kolejka.common.result import Outcome, Result
@@ -100,7 +101,7 @@ class Slots:
     def give_back(self, lease: int, task: str, message: str) -> None:
         """Return an attempt that was not started."""
         remove_tree(self._folder / folder_name(lease, task))
-        self._couriers.put(Return(lease, message))
+        self._couriers.put(Return(lease, message, task))
 
     def start(self, running: Running) -> None:
         """Run an admitted attempt on its slot's thread."""
@@ -158,10 +159,11 @@ class Slots:
         """Run the attempts of one slot until closed."""
         while (running := self._queues[number].get()) is not None:
             try:
-                self._carry_out(running)
+                with logs.about(**_about(running)):
+                    self._carry_out(running)
             except Exception as error:  # a fault of ours with one task must not take the node's other tasks along
                 logger.exception("attempt failed in the foreman", extra=_about(running))
-                self._couriers.put(Return(running.lease, f"the node's foreman failed: {error}"))
+                self._couriers.put(Return(running.lease, f"the node's foreman failed: {error}", running.task.id))
                 if running in self._board.running():
                     self._start_all(self._board.vacate(running, spooled=False))
                 self._board.forget(running.lease)
@@ -188,7 +190,7 @@ class Slots:
             stopped = verdict is Verdict.STOPPED and result.outcome is Outcome.CANCELLED
             keep = not stopped and verdict is not Verdict.LOST
             if stopped:  # in one step with the vacating, so that the foreman's end waits for it
-                self._couriers.put(Return(running.lease, self.why_stopped))
+                self._couriers.put(Return(running.lease, self.why_stopped, running.task.id))
             self._start_all(self._board.vacate(running, spooled=keep))
         logger.info("payload ended", extra={**about, "outcome": str(result.outcome), "limit": result.limit})
         if keep:
@@ -208,6 +210,7 @@ class Slots:
                 task=running.task, result=folder, blobs=blobs if references else None,
                 limits=self._ceilings.merge(placement.taken.only(_HELD)), runtime=self._runtime, slot=running.slot,
                 cpuset=placement.cpuset, gpus=placement.gpus, node=self._node,
+                about={"lease": running.lease},
             )  # fmt: skip
             with self._board.changed:
                 if running.verdict is None:

@@ -30,6 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from kolejka.common import logs
 from kolejka.common.errors import Conflict, InputError, KolejkaError, NotAllowed, NotFound, Unavailable
 from kolejka.common.result import Outcome, Result
 from kolejka.foreman.board import Board, NodeState, seconds
@@ -80,6 +81,7 @@ class Return:
 
     lease: int
     message: str
+    task: str | None = None
 
 
 class Couriers:
@@ -120,12 +122,14 @@ class Couriers:
         """Deliver until closed."""
         while (item := self._queue.get()) is not None:
             if isinstance(item, Return):
-                self._persist(partial(self._give_back, item))
+                with logs.about(task=item.task, lease=item.lease):
+                    self._persist(partial(self._give_back, item))
                 with self._board.changed:
                     self._returns -= 1
                     self._board.changed.notify_all()
             else:
-                self._persist(partial(self._deliver, item))
+                with logs.about(task=item.entry.task, lease=item.entry.lease):
+                    self._persist(partial(self._deliver, item))
 
     def _persist(self, attempt: Callable[[], None]) -> None:
         """Try until it is done, or this foreman stops."""

@@ -33,6 +33,8 @@ class Job:
     """GPUs of the task by UUID; ``None`` = the worker picks as many as the limit ``gpus`` says"""
     node: Mapping[str, Any] | None = None
     """goes into the result's ``node``, where the runtime is added"""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """fields of every log line while it runs: which task and lease it is"""
 
     def load(self) -> Task:
         """The task. InputError names what is wrong with it, file and field."""
@@ -57,6 +59,7 @@ class Job:
             "cpuset": list(self.cpuset) if self.cpuset is not None else None,
             "gpus": list(self.gpus) if self.gpus is not None else None,
             "node": dict(self.node) if self.node is not None else None,
+            "about": dict(self.about),
         }
 
     @classmethod
@@ -72,4 +75,5 @@ class Job:
             cpuset=tuple(data["cpuset"]) if data["cpuset"] is not None else None,
             gpus=tuple(data["gpus"]) if data["gpus"] is not None else None,
             node=data["node"],
+            about=data["about"],
         )

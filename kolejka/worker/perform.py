@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from kolejka.common import logs
 from kolejka.common.errors import InputError, KolejkaError, NodeError, NotFound
 from kolejka.common.files import hash_file
 from kolejka.common.limits import LIMITS, Limits
@@ -140,12 +141,13 @@ def attempt(job: Job, tools: Tools) -> Result:
 
     NodeError only if not even that can be written.
     """
-    try:
-        return perform(job, tools)
-    except KolejkaError as error:
-        about = str(job.task) if isinstance(job.task, Path) else job.task.id
-        logger.warning("task not run", extra={"task": about, "reason": str(error)})
-        return write_error(job, str(error))
+    which = str(job.task) if isinstance(job.task, Path) else job.task.id
+    with logs.about(task=which, **job.about):
+        try:
+            return perform(job, tools)
+        except KolejkaError as error:
+            logger.warning("task not run", extra={"reason": str(error)})
+            return write_error(job, str(error))
 
 
 def write_error(job: Job, message: str, outcome: Outcome = Outcome.ERROR) -> Result:

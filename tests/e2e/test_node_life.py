@@ -63,7 +63,10 @@ def test_the_life_of_a_node(make_cluster: Callable[..., Cluster]) -> None:
         # every line of a task's life names it and its lease
         for name in ("server", "foreman"):
             for line in cluster.programs[name].log.read_text().splitlines():
-                if re.search(r": (task (given|put|cancelled)|attempt|result (accepted|delivered|found))", line):
+                life = (
+                    r": (task (given|put|cancelled)|attempt|result (accepted|delivered|found))|kolejka.worker.perform:"
+                )
+                if re.search(life, line):
                     assert f"task={task}" in line or f"task={waiting}" in line, line
                     assert "lease=" in line or "task put" in line, line
         cluster.check_quiet()

@@ -32,6 +32,35 @@ def test_a_line_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert rest == "info kolejka.test: attempt started task=abc lease=7 why='two words'\n"
 
 
+def test_a_foreign_word_makes_no_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(LogSettings())
+    forged = "x\n2026-01-01T12:00:00.000Z\x1b[2J"
+    logging.getLogger("kolejka.test").info("attempt given back", extra={"reason": forged, "path": KeyError(forged)})
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_every_line_within_says_what_it_is_about(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(LogSettings(format=form))
+    logger = logging.getLogger("kolejka.test")
+    with logs.about(task="abc", lease=7):
+        logger.info("one")
+        with logs.about(lease=8):
+            logger.info("two", extra={"task": "other"})
+    logger.info("three")
+    one, two, three = capsys.readouterr().err.splitlines()
+    if form == "text":
+        assert [line.partition(": ")[2] for line in (one, two, three)] == [
+            "one task=abc lease=7", "two task=other lease=8", "three",
+        ]  # fmt: skip
+    else:
+        assert [[json.loads(line).get(name) for name in ("task", "lease")] for line in (one, two, three)] == [
+            ["abc", 7], ["other", 8], [None, None],
+        ]  # fmt: skip
+
+
 def test_an_object_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(LogSettings(format="json"))
     logging.getLogger("kolejka.test").warning("line\nbreak", extra={"task": "abc", "path": object})

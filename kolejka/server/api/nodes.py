@@ -278,7 +278,8 @@ def _count(deps: Deps, call: Call, lease: int, result: Result, answer: tuple[Hel
     if isinstance(answer, KolejkaError):
         if isinstance(answer, Conflict):
             deps.metrics.refused.inc()
-        logger.warning("result refused", extra={"lease": lease, "by": call.caller.user, "reason": answer.message})
+        about = {"task": result.id, "lease": lease, "by": call.caller.user, "reason": answer.message}
+        logger.warning("result refused", extra=about)
         return
     held, state = answer
     if held.state == "running":
