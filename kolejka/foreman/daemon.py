@@ -22,7 +22,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -206,8 +205,8 @@ class Foreman:
         if self._prove is not None:
             self._try_limits(self._prove)
         self._introduce()
-        for number in range(self.board.offer.slots):
-            self._joined.append(self._spawn(partial(self._slots.loop, number), f"slot-{number}"))
+        for number in range(self._slots.threads):
+            self._joined.append(self._spawn(self._slots.loop, f"slot-{number}"))
         for number in range(COURIERS):
             self._joined.append(self._spawn(self._couriers.loop, f"courier-{number}"))
         self._joined.append(self._spawn(self._couriers.hand_in, "desk"))

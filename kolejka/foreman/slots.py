@@ -1,8 +1,9 @@
 """One attempt on this node, from the claim's answer to a result in the spool.
 
-Each slot is a thread that takes one attempt after another: makes the result's folder, brings the input files, has the
-pool run the payload, and gives the node's part back the moment the payload is gone; then it puts the result into the
-spool and hands it to the couriers. Whatever goes wrong on the way ends in an ``error`` result that says what.
+A thread takes one attempt after another: makes the result's folder, brings the input files, has the pool run the
+payload, and gives the node's part back the moment the payload is gone; then it puts the result into the spool and hands
+it to the couriers. There are more threads than slots: while one waits for the disk, another runs what comes next in the
+slot. Whatever goes wrong on the way ends in an ``error`` result that says what.
 
 ::
 
@@ -88,10 +89,12 @@ class Slots:
         self._runtime = runtime
         self._node = node
         self._quarantine = quarantine
+        self.threads: Final = 2 * board.offer.slots
+        """how many run ``loop``"""
         self.why_stopped = STOPS
         """what the server is told of leases that are given back because nothing is to run here"""
         self._closed = False
-        self._queues: list[queue.SimpleQueue[Running | None]] = [queue.SimpleQueue() for _ in range(board.offer.slots)]
+        self._queue: queue.SimpleQueue[Running | None] = queue.SimpleQueue()
 
     def expect(self, lease: int, task: str) -> None:
         """Make an attempt's folder: from now on a foreman that starts anew gives it back."""
@@ -104,13 +107,13 @@ class Slots:
         self._couriers.put(Return(lease, message, task))
 
     def start(self, running: Running) -> None:
-        """Run an admitted attempt on its slot's thread."""
-        self._queues[running.slot].put(running)
+        """Run an admitted attempt."""
+        self._queue.put(running)
 
     def close(self) -> None:
         """End the loops, each after what it was given before."""
-        for one in self._queues:
-            one.put(None)
+        for _ in range(self.threads):
+            self._queue.put(None)
         with self._board.late:
             self._closed = True
             self._board.late.notify_all()
@@ -155,9 +158,9 @@ class Slots:
                     self.give_back(one.lease, one.task.id or "", why)
                 self._board.late.wait(pause)
 
-    def loop(self, number: int) -> None:
-        """Run the attempts of one slot until closed."""
-        while (running := self._queues[number].get()) is not None:
+    def loop(self) -> None:
+        """Run attempts until closed."""
+        while (running := self._queue.get()) is not None:
             try:
                 with logs.about(**_about(running)):
                     self._carry_out(running)
