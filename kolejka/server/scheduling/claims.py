@@ -37,7 +37,6 @@ ON_ITS_WAY_S = 10.0
 """an answer to a claim that takes longer does not arrive"""
 _RELEASED = "released"
 _USUAL = Rules()
-_SORTED = json.JSONEncoder(sort_keys=True).encode
 
 
 @dataclass(frozen=True)
@@ -228,7 +227,7 @@ class Handed:
     def of(cls, result: Result) -> Handed:
         """Made ready for ``accept``."""
         words = {name: value for name, value in result.to_json().items() if name != "id"}
-        text = _SORTED(words)
+        text = json.dumps(words)  # in the order in which it names its files
         return cls(result, text, hashlib.sha256(text.encode()).hexdigest())
 
     def with_id(self, task_id: str) -> str:

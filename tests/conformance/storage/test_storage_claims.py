@@ -10,7 +10,7 @@ import random
 import pytest
 
 from kolejka.common.errors import Conflict, InputError, NotAllowed, NotFound
-from kolejka.common.result import Outcome, ResultFile
+from kolejka.common.result import Outcome, Result, ResultFile
 from kolejka.common.stats import CpuStats, MemoryStats, Stats
 from kolejka.server.auth.roles import Role
 from kolejka.server.auth.tokens import Caller, Scope
@@ -262,7 +262,10 @@ def test_a_result_may_only_name_bytes_that_the_node_stored_or_was_given(
     with pytest.raises(InputError) as caught:
         cluster.finish(smith, given.lease, manifest={"out": ResultFile(6, "0644", SHA)})
     assert caught.value.field == "manifest.out.size"
-    assert cluster.finish(smith, given.lease, manifest=manifest) == "done"
+    named = {"out": manifest["out"], "b": manifest["out"], "a": manifest["out"]}
+    assert cluster.finish(smith, given.lease, manifest=named) == "done"
+    stored = Result.parse(result(cluster, given.task_id))
+    assert list(stored.manifest) == ["out", "b", "a"], "in the order in which the node named them"
 
 
 def test_an_input_may_come_back_as_output_without_a_second_upload(cluster: Cluster, ala: Caller, smith: Caller) -> None:
