@@ -20,7 +20,7 @@ from kolejka.common.errors import KolejkaError
 from kolejka.server.calling import Calls
 from kolejka.server.deps import Deps, round_s
 from kolejka.server.scheduling import claims
-from kolejka.server.storage import events, leases, tasks, usage
+from kolejka.server.storage import ahead, events, leases, tasks, usage
 from kolejka.server.storage.base import Announcement, Connection, TaskDone, TaskWaiting, ask
 from kolejka.server.sweep import Sweeper
 
@@ -77,6 +77,7 @@ class Service:
             await asyncio.sleep(self.interval_s)
             try:
                 await self._wind()
+                await self.pull_back()
                 await self.rescue()
                 await self.catch_up()
                 before = self._deps.clock() - self._deps.settings.keep_events
@@ -92,6 +93,16 @@ class Service:
         clock.looked(await ask(self._deps.store.write(lambda db: leases.wind(db, now))), at)
         if lost_s:
             logger.warning("time was lost", extra={"seconds": round(lost_s, 1)})
+
+    async def pull_back(self) -> int:
+        """Have moments that a wrong clock put far ahead be now; how many there were."""
+        settings, now = self._deps.settings, self._deps.clock()
+        latest = now + max(ahead.FAR_S, 2 * (settings.callback_timeout + settings.callback_pause))
+        if not await ask(self._deps.store.read(lambda db: ahead.is_any(db, latest))):
+            return 0
+        count = await ask(self._deps.store.write(lambda db: ahead.pull_back(db, latest, now)))
+        logger.warning("the clock went back", extra={"moments": count})
+        return count
 
     async def catch_up(self) -> None:
         """Charge owners for what ended; put on the board, and deliver to those who wait here, what an announcement

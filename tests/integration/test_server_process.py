@@ -25,6 +25,7 @@ from kolejka.common.settings import ServerSettings
 from kolejka.server.prepare import prepare
 from tests.integration.server_process import AMOUNTS, Caller, Server
 from tests.neighbours.certificates import make_certificate
+from tests.neighbours.clock import Clock
 from tests.support import wait_until
 
 
@@ -33,6 +34,29 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server = Server(tmp_path, "--heartbeat", "1s", "--attempts", "2").start()
     yield server
     server.stop()
+    assert "Traceback" not in server.log()
+
+
+@pytest.mark.needs("gcc")
+def test_what_was_written_while_the_clock_was_ahead_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(tmp_path)
+    for name, value in clock.environment.items():
+        monkeypatch.setenv(name, value)
+    server = Server(tmp_path, "--heartbeat", "1s").start()
+    try:
+        admin = server.admin
+        monkeypatch.undo()  # the test's own programs go right
+        clock.set(7 * 86400)
+        smith = server.user("smith", "node")
+        smith.beat(instance="1" * 32)
+        clock.set(0)
+        wait_until(lambda: "the clock went back" in server.log())
+        wait_until(lambda: admin.ask("GET", "/nodes/anvil").json["state"] == "silent")
+        smith.beat(instance="2" * 32)
+    finally:
+        server.stop()
     assert "Traceback" not in server.log()
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from kolejka.common.errors import Conflict, NotFound
+from kolejka.common.errors import Conflict, NotAllowed, NotFound
 from kolejka.server.auth.roles import Role
 from kolejka.server.auth.tokens import Caller
 from kolejka.server.scheduling import claims
-from kolejka.server.storage import nodes
+from kolejka.server.storage import ahead, nodes
 from kolejka.server.storage.nodes import LogWish, NodeWords
 from tests.conformance.storage.conftest import Cluster
 
@@ -161,3 +161,21 @@ def test_a_log_that_nobody_came_to_read_is_forgotten(cluster: Cluster, smith: Ca
     cluster.sleep(301)
     want(cluster, 8)
     assert found(cluster, 7) is None
+
+
+def test_a_node_that_was_heard_while_the_clock_was_ahead_falls_silent_and_may_be_another_foreman(
+    cluster: Cluster, smith: Caller
+) -> None:
+    store, true = cluster.store, cluster.wall
+    cluster.wall += 7 * 86400
+    beat(cluster, smith, instance="1" * 32)
+    cluster.wall = true
+    with pytest.raises(NotAllowed, match="another foreman"):
+        beat(cluster, smith, instance="2" * 32)
+    latest = true + ahead.FAR_S
+    assert store.read(lambda db: ahead.is_any(db, latest)).result()
+    assert store.write(lambda db: ahead.pull_back(db, latest, true)).result() == 1
+    assert not store.read(lambda db: ahead.is_any(db, latest)).result()
+    assert shown(cluster)["last_seen"] == true
+    cluster.wall += cluster.rules.heartbeat_s + 1
+    beat(cluster, smith, instance="2" * 32)
