@@ -137,6 +137,7 @@ PERMISSIONS = {
     "GET /api/v1/tasks/{task_id}": {CLIENT, INSPECTOR, ADMIN}, "DELETE /api/v1/tasks/{task_id}": {CLIENT, ADMIN},
     "POST /api/v1/tasks/{task_id}/cancel": {CLIENT, ADMIN},
     "GET /api/v1/tasks/{task_id}/result": {CLIENT, INSPECTOR, ADMIN},
+    "GET /api/v1/tasks/results": {CLIENT, INSPECTOR, ADMIN},
     "GET /api/v1/tasks/{task_id}/why": {CLIENT, INSPECTOR, ADMIN},
     "GET /api/v1/queues": {CLIENT, NODE, INSPECTOR, ADMIN},
     "GET /api/v1/queues/{name}": {CLIENT, NODE, INSPECTOR, ADMIN}, "PUT /api/v1/queues/{name}": {ADMIN},
