@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kolejka.common.errors import InputError
-from kolejka.common.files import read_json
+from kolejka.common.files import parse_json, read_json
 from kolejka.common.task import TASK_FILE, Task
 
 NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -75,11 +75,7 @@ def _read_lines(path: Path) -> Iterator[tuple[str, Any]]:
         for number, line in enumerate(source, 1):
             if not line.strip():
                 continue
-            try:
-                form = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"this line is no JSON: {error}", field=f"{path}:{number}") from None
-            yield f"{path}:{number}", form
+            yield f"{path}:{number}", parse_json(line, f"{path}:{number}")
 
 
 def _checked(form: Any, place: str) -> Words:
@@ -96,7 +92,10 @@ def _checked(form: Any, place: str) -> Words:
 
 
 def fill(form: Any, words: Words) -> tuple[Any, set[str]]:
-    """A JSON value with the parameters put in, and the names that stood somewhere in it."""
+    """A JSON value with the parameters put in, in names too, and the parameters that stood somewhere in it.
+
+    InputError when two names of one object become the same.
+    """
     used: set[str] = set()
     pattern = re.compile(r"\{(" + "|".join(map(re.escape, words)) + r")\}")
 
@@ -110,7 +109,10 @@ def fill(form: Any, words: Words) -> tuple[Any, set[str]]:
         if isinstance(value, list):
             return [walk(inner) for inner in value]
         if isinstance(value, dict):
-            return {key: walk(inner) for key, inner in value.items()}
+            filled = {walk(key): walk(inner) for key, inner in value.items()}
+            if len(filled) < len(value):
+                raise InputError("two of its names are one name with these parameters", field=min(map(walk, value)))
+            return filled
         return value
 
     return walk(form), used
@@ -122,7 +124,10 @@ def tasks(folder: Path, path: Path) -> Iterator[tuple[str, Task]]:
     Task.check_folder(folder)
     template = read_json(spec)
     for place, words in read_sets(path):
-        filled, used = fill(template, words)
+        try:
+            filled, used = fill(template, words)
+        except InputError as error:
+            raise error.within(place) from None
         unused = sorted(set(words) - used)
         if unused:
             raise InputError(f"nowhere in {spec} stands {{{unused[0]}}}; write it there, or leave it out", field=place)

@@ -111,18 +111,27 @@ def replacing(path: str | os.PathLike[str], *, mode: int = 0o644, durable: bool 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """The JSON value in a file. InputError with the place when the file is missing, no regular file or no JSON."""
     try:
-        text = _read_text(path).decode("utf-8")
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        text = _read_text(path)
     except InputError as error:
         raise InputError(error.message, field=os.fspath(path)) from None
     except FileNotFoundError:
         raise InputError("there is no such file", field=os.fspath(path)) from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", field=os.fspath(path)) from None
+    return parse_json(text, os.fspath(path))
+
+
+def parse_json(text: str | bytes, place: str) -> Any:
+    """The JSON value that a text is: no name twice in one object, no NaN. InputError with ``place`` otherwise."""
+    try:
+        shown = text if isinstance(text, str) else text.decode("utf-8")
+        return json.loads(shown, object_pairs_hook=_once, parse_constant=_no_constant)
+    except InputError as error:
+        raise InputError(error.message, field=place) from None
     except RecursionError:
-        raise InputError("this JSON nests too deeply", field=os.fspath(path)) from None
+        raise InputError("this JSON nests too deeply", field=place) from None
     except ValueError as error:
-        raise InputError(f"this is not JSON: {error}", field=os.fspath(path)) from None
+        raise InputError(f"this is not JSON: {error}", field=place) from None
 
 
 def _read_text(path: str | os.PathLike[str]) -> bytes:

@@ -47,7 +47,9 @@ def test_sets_are_read_in_each_form(tmp_path: Path, name: str, text: str) -> Non
         ("p.json", "[", "p.json"), ("p.json", "[]", "p.json"), ("p.json", "[{}]", "p.json[0]"),
         ("p.json", '[{"a": 1}, {"b": 1}]', "p.json[1]"), ("p.json", '[{"a": true}]', "p.json[0]: a"),
         ("p.json", '[{"a": null}]', "p.json[0]: a"), ("p.jsonl", '{"a": 1}\n{', "p.jsonl:2"),
-        ("p.jsonl", "[1]", "p.jsonl:1"),
+        ("p.jsonl", "[1]", "p.jsonl:1"), ("p.jsonl", '{"a": 1, "a": 2}', "p.jsonl:1"),
+        ("p.jsonl", '{"a": NaN}', "p.jsonl:1"),
+        ("p.json", '[{"a": 1, "a": 2}]', "p.json"),
     ],
 )  # fmt: skip
 def test_a_set_that_is_none_is_named_by_its_place(tmp_path: Path, name: str, text: str, place: str) -> None:
@@ -62,6 +64,15 @@ def test_only_declared_names_are_put_in() -> None:
     assert fill(form, {"a": "{b}", "b": "2"}) == (
         {"args": ["awk", "{print $1} {b}2"], "limits": {"pids": 3}, "name": "{b}"}, {"a", "b"},
     )  # fmt: skip
+
+
+def test_names_are_filled_too_and_stay_apart() -> None:
+    form = {"files": {"in-{a}.txt": {"content": "{b}"}}, "environment": {"{a}": "1", "X": "2"}}
+    assert fill(form, {"a": "Y", "b": "2"})[0] == {
+        "files": {"in-Y.txt": {"content": "2"}}, "environment": {"Y": "1", "X": "2"},
+    }  # fmt: skip
+    with pytest.raises(InputError, match="one name"):
+        fill(form, {"a": "X", "b": "2"})
 
 
 def test_an_array_is_a_task_for_each_set_with_files_of_its_own(tmp_path: Path) -> None:
