@@ -214,16 +214,16 @@ class Board:
         """The parts of the offer that are held. Call with the lock held, or for a look."""
         return [running.placement for running in self._running.values()]
 
-    def vacate(self, running: Running, *, spooled: bool) -> list[Running]:
-        """The payload is gone and its part of the offer free; ``spooled`` = its result waits for the server. Gives the
-        attempts that have room now, and are to be started.
+    def vacate(self, running: Running, *, spooled: bool, ran: bool = False) -> list[Running]:
+        """The payload is gone and its part of the offer free; ``spooled`` = its result waits for the server, ``ran`` =
+        it ran and ended by itself. Gives the attempts that have room now, and are to be started.
         """
         with self.changed:
             del self._running[running.lease]
             if spooled:
                 self._spooled.add(running.lease)
             now = seconds()
-            if now - running.began < AHEAD_S:
+            if ran and now - running.began < AHEAD_S:  # a node where all tasks fail at once need not hurry
                 self._ended.append((now, running.placement))
             begun = self._advance()
             self.tell()

@@ -194,7 +194,8 @@ class Slots:
             keep = not stopped and verdict is not Verdict.LOST
             if stopped:  # in one step with the vacating, so that the foreman's end waits for it
                 self._couriers.put(Return(running.lease, self.why_stopped, running.task.id))
-            self._start_all(self._board.vacate(running, spooled=keep))
+            ran = verdict is None and result.outcome is not Outcome.ERROR
+            self._start_all(self._board.vacate(running, spooled=keep, ran=ran))
         logger.info("payload ended", extra={**about, "outcome": str(result.outcome), "limit": result.limit})
         if keep:
             self._hand_over(running.lease, running.task.id or "", folder, result)

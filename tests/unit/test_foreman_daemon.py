@@ -234,6 +234,14 @@ def test_a_node_that_takes_no_more_tasks_gives_back_its_line_at_once(brisk: Worl
         assert foreman.wait_finished(30)
 
 
+def test_nothing_is_asked_ahead_of_room_where_tasks_fail_at_once(brisk: World) -> None:
+    brisk.pool.instant, brisk.pool.fault = True, NodeError("nothing works here")
+    brisk.server.put(*(task(f"t{number}") for number in range(10)))
+    brisk.start(offer_of(2))
+    brisk.results(10)
+    assert {claim["ahead"] for claim in brisk.server.claims} == {0}
+
+
 def test_nobody_overtakes_in_line() -> None:
     board = Board(offer_of(2))
 
