@@ -90,7 +90,7 @@ def _parse_each(figures: type[_Figures], data: object) -> dict[str, Any]:
 
 
 def _group(figures: type[_Figures]) -> Any:
-    return field(default_factory=figures, metadata={"figures": figures})
+    return field(default=figures(), metadata={"figures": figures})  # values never change: one will do for all
 
 
 def _each(figures: type[_Figures]) -> Any:

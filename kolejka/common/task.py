@@ -134,6 +134,9 @@ _BYTES: Final = frozenset({"args", "files", "stdin", "stdout", "stderr", "enviro
 """Fields that end as bytes at the kernel, so that file names which are not UTF-8 can stand in them."""
 
 
+_DEFAULTS: Final = tuple((field.name, field.default) for field in FIELDS)
+
+
 @functools.cache
 def task_schema() -> dict[str, Any]:
     """The JSON Schema of ``kolejka_task.json``."""
@@ -365,11 +368,10 @@ class Task:
             "requires": list(self.requires),
             "retry": self.retry.to_json() if self.retry != Retry() else None,
         }
-        defaults = {f.name: f.default for f in FIELDS}
         return {
-            f.name: full[f.name]
-            for f in FIELDS
-            if full[f.name] not in (None, {}, [], False) and full[f.name] != defaults[f.name]
+            name: value
+            for name, default in _DEFAULTS
+            if (value := full[name]) not in (None, {}, [], False) and value != default
         }
 
     def save(self, folder: str | Path) -> None:
