@@ -29,6 +29,7 @@ class ServerClient:
         found = find_token(settings, explicit=token, server=self.server)
         self.transport = Transport(
             self.server, found.value, token_source=found.source if not token else "",
+            look_again=lambda: find_token(settings, explicit=token, server=self.server).value,
             ca=os.path.expanduser(settings.ca), timeout_s=settings.timeout, patience_s=settings.patience,
             direct=settings.direct,
         )  # fmt: skip

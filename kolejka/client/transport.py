@@ -155,8 +155,9 @@ class Transport:
     """Requests to one server. Safe to use from several threads; keeps connections open between requests.
 
     ``server`` is its address, ``token`` what to show (``None`` = nothing), ``token_source`` where the token came from
-    (for messages), ``ca`` a file of certificates to trust beside the system's, ``timeout_s`` how long one request may
-    stay without a byte, ``patience_s`` how long a server that answered before is waited for.
+    (for messages) and ``look_again`` what is there now, asked when the server knows the token no more. ``ca`` is a file
+    of certificates to trust beside the system's, ``timeout_s`` how long one request may stay without a byte,
+    ``patience_s`` how long a server that answered before is waited for.
     """
 
     def __init__(
@@ -165,15 +166,16 @@ class Transport:
         token: str | None = None,
         *,
         token_source: str = "",
+        look_again: Callable[[], str | None] = lambda: None,
         ca: str = "",
         timeout_s: float = 60.0,
         patience_s: float = 600.0,
         direct: bool = True,
     ) -> None:
         self.server = server_url(server)
-        if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise InputError("a token is one word of ASCII letters; copy it whole", field=token_source or "token")
+        _check_token(token, token_source or "token")
         self._token = token
+        self._look_again = look_again
         self._token_source = token_source
         self._ca = ca
         self.timeout_s = timeout_s
@@ -242,10 +244,13 @@ class Transport:
         limit_s = (self.patience_s if self.met else 0.0) if patience is None else patience
         started, pause, breaks = time.monotonic(), _FIRST_PAUSE_S, 0
         while True:
-            safe, wait_s = repeatable, 0.0
+            safe, wait_s, shown = repeatable, 0.0, self._token
             try:
                 raw = self._send(method, url, params=params, data=data, headers=headers, timeout=timeout)
                 self.met = True
+                if raw.status_code == 401 and self._has_another(shown):
+                    raw.close()
+                    continue
                 if raw.status_code not in _COME_BACK:
                     return self._answer(raw, url, stream=stream)
                 safe = repeatable or raw.status_code in _NOTHING_DONE
@@ -306,6 +311,20 @@ class Transport:
             raise InputError(f"{self.server} redirects to {where}; give the server's own address with --server")
         error = _failure(raw, url)
         raise self._stranger() if raw.status_code == 401 and error.code != "not_kolejka" else error
+
+    def _has_another(self, shown: str | None) -> bool:
+        """Whether there is another token by now than the one that was ``shown``: one that was put in its place."""
+        try:
+            found = self._look_again()
+            _check_token(found, self._token_source)
+        except InputError:  # the file is being written, or gone
+            return False
+        with self._lock:
+            if found is not None and self._token == shown != found:
+                self._token = found
+                if self._session is not None:
+                    self._session.headers["Authorization"] = f"Bearer {found}"
+            return self._token != shown
 
     def _stranger(self) -> NotAllowed:
         """The server does not know the token: which token, and what gives a better one."""
@@ -389,6 +408,11 @@ class Transport:
         else:
             session.mount("http://", HTTPAdapter(pool_maxsize=64))
         return session
+
+
+def _check_token(token: str | None, source: str) -> None:
+    if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise InputError("a token is one word of ASCII letters; copy it whole", field=source)
 
 
 class _Unreached(Exception):

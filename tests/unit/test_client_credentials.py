@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from kolejka.client.client import KolejkaClient
 from kolejka.client.credentials import credentials_file, find_token, load_credentials, store_credential
-from kolejka.common.errors import InputError, NodeError
+from kolejka.common.errors import InputError, NodeError, NotAllowed
 from kolejka.common.settings import ClientSettings
+from tests.unit.client_stub import TOKEN, Stub, serving
 
 LOCAL = "http://127.0.0.1:8642"
 
@@ -49,6 +51,24 @@ def test_the_token_of_one_server_is_not_shown_to_another(home: Path) -> None:
     assert find_token(ClientSettings(server="https://one.example:443/")).value == "one"
     assert find_token(ClientSettings(server="https://two.example")).value is None
     assert find_token(ClientSettings(server="http://one.example")).value is None
+
+
+def test_a_token_that_was_put_in_the_place_of_another_is_shown_from_then_on(home: Path) -> None:
+    file = home / "token"
+    file.write_text(TOKEN)
+    with serving(Stub()) as stub, KolejkaClient(ClientSettings(server=stub.url, token_file=str(file))) as client:
+        assert client.whoami()["user"] == "ann"
+        stub.token = "klj_next"
+        with pytest.raises(NotAllowed):
+            client.whoami()
+        file.write_text("")  # while somebody writes it
+        with pytest.raises(NotAllowed):
+            client.whoami()
+        file.write_text("klj_next\n")
+        assert client.whoami()["user"] == "ann"
+        asked = len(stub.asked)
+        assert client.whoami()["user"] == "ann"
+        assert len(stub.asked) == asked + 1, "it is known from now on"
 
 
 def test_stored_tokens_are_for_their_owners_eyes(home: Path) -> None:
