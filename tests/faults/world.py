@@ -219,7 +219,7 @@ class World(Cluster):
         self.check_ends(later.accepted)
         self.check_nothing_left()
         self.check_alive()
-        noisy = {name: self.programs[name].tail(60) for name, count in ears.items() if count("Traceback")}
+        noisy = {name: self.programs[name].around("Traceback") for name, count in ears.items() if count("Traceback")}
         assert not noisy, f"{cell}: a traceback in the log of {', '.join(f'{a}: {b}' for a, b in noisy.items())}"
         self.whole = True
 

@@ -36,6 +36,12 @@ class Program:
         """Whether it still runs."""
         return self.process.poll() is None
 
+    def around(self, word: str, lines: int = 60) -> str:
+        """The lines of its log around the last one with this word."""
+        words = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        at = max((place for place, line in enumerate(words) if word in line), default=len(words))
+        return "\n".join(words[max(0, at - lines // 3) : at + lines])
+
     def tail(self, lines: int = 30) -> str:
         """The last lines of its log."""
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])

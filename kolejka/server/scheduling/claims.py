@@ -397,8 +397,13 @@ def _finish_without_result(
 
 
 def cancel(db: Connection, found: tasks.Found, now: Moment) -> None:
-    """End a waiting task at once; ask for the end of a running one. Conflict when it is done."""
-    found = tasks.take_in_hand(db, found.number) or found
+    """End a waiting task at once; ask for the end of a running one. Conflict when it is done, NotFound when it was
+    deleted meanwhile.
+    """
+    taken = tasks.take_in_hand(db, found.number)
+    if taken is None:
+        raise NotFound(f"there is no task {found.id!r}")
+    found = taken
     if found.state is TaskState.DONE:
         raise Conflict("this task is done; there is nothing to cancel")
     if found.state is TaskState.WAITING:

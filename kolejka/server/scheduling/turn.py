@@ -197,7 +197,10 @@ class Turn:
             homeless = (n for n in tasks.oldest(self.db, name, count=len(housed) + 1) if n not in housed)
             found += [(number, name) for number in homeless][:1]
         for number, name in sorted(found):
-            if tasks.created_at(self.db, number) > self.now.wall - self.rules.reserve_after_s:
+            created_at = tasks.created_at(self.db, number)
+            if created_at is None:
+                continue
+            if created_at > self.now.wall - self.rules.reserve_after_s:
                 return None  # and the others are younger
             signature = self._signature(name.signature)
             start, cpus = self._expected_start(signature), cpus_of(signature, self.offer.total.get("cpus"))

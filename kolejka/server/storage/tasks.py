@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kolejka.common.errors import NotFound
 from kolejka.common.result import Result
 from kolejka.common.states import TASK_TRANSITIONS, TaskState
 from kolejka.server.storage import blobs, callbacks, events
@@ -254,10 +255,9 @@ def ids_by_keys(db: Connection, owner_id: int, keys: Collection[str]) -> Callabl
 
 
 def spec(db: Connection, number: int) -> dict[str, Any]:
-    """A task's spec, limits final."""
+    """A task's spec, limits final; empty when the task was deleted meanwhile."""
     row = db.row("SELECT spec FROM specs WHERE number = ?", number)
-    assert row is not None  # made and deleted with the task
-    found: dict[str, Any] = json.loads(row[0])
+    found: dict[str, Any] = json.loads(row[0]) if row is not None else {}
     return found
 
 
@@ -334,11 +334,10 @@ def waiting_groups(db: Connection) -> list[tuple[str, int, int, int, int]]:
     return [tuple(row) for row in db.rows(_GROUPS)]
 
 
-def created_at(db: Connection, number: int) -> float:
-    """When a task was put."""
+def created_at(db: Connection, number: int) -> float | None:
+    """When a task was put; ``None`` when it was deleted meanwhile."""
     row = db.row("SELECT created_at FROM tasks WHERE number = ?", number)
-    assert row is not None  # the caller has found it in this transaction
-    return float(row[0])
+    return float(row[0]) if row is not None else None
 
 
 def oldest(
@@ -410,9 +409,10 @@ SHOWN = (
 
 
 def show(db: Connection, task_id: str) -> dict[str, Any]:
-    """Everything a listing shows of one task, and its ``spec`` as text."""
+    """Everything a listing shows of one task, and its ``spec`` as text. NotFound when it was deleted meanwhile."""
     row = db.row(_SHOW, task_id)
-    assert row is not None  # the caller has found it in this transaction
+    if row is None:
+        raise NotFound(f"there is no task {task_id[:128]!r}")
     return dict(zip(SHOWN, row, strict=True))
 
 

@@ -146,6 +146,22 @@ def test_a_task_that_was_put_while_its_queue_was_deleted_is_given(cluster: Clust
     assert ids(cluster.claim(smith)) == [task]
 
 
+def test_a_task_that_somebody_deleted_meanwhile_is_not_there(cluster: Cluster, ala: Caller) -> None:
+    """Where transactions overlap, what was found may be gone a moment later."""
+    store, (task,) = cluster.store, cluster.put(ala)
+    found = store.read(lambda db: tasks.find(db, task)).result()
+    assert found is not None
+    store.write(lambda db: claims.cancel(db, found, cluster.now)).result()
+    assert store.write(lambda db: tasks.delete(db, [found.number], cluster.wall)).result() == {found.number}
+    for work in (lambda db: claims.cancel(db, found, cluster.now), lambda db: tasks.show(db, task)):
+        with pytest.raises(NotFound):
+            store.write(work).result()
+    assert store.read(lambda db: (tasks.spec(db, found.number), tasks.created_at(db, found.number))).result() == (
+        {},
+        None,
+    )
+
+
 def test_an_unknown_queue_is_refused(cluster: Cluster, ala: Caller) -> None:
     with pytest.raises(InputError) as caught:
         cluster.put(ala, queue="nowhere")
