@@ -131,7 +131,7 @@ def perform(job: Job, tools: Tools) -> Result:
             task, limits, job, run=run, runtime=runtime, workspace=workspace, folder=result_folder, tools=tools,
             taken=taken,
         )  # fmt: skip
-        result.save(job.result)
+        _save(result, job.result)
         result_folder.keep()
     return result
 
@@ -158,12 +158,17 @@ def write_error(job: Job, message: str, outcome: Outcome = Outcome.ERROR) -> Res
         task = job.load()
         task_id, limits = task.id, task.limits.merge(job.limits)
     result = Result(outcome, id=task_id, limits=limits, node=describe_node(job, None), message=message)
-    try:
-        job.result.mkdir(parents=True, exist_ok=True)
-        result.save(job.result)
-    except OSError as error:
-        raise NodeError(f"{job.result}: cannot be written: {error.strerror}") from error
+    _save(result, job.result)
     return result
+
+
+def _save(result: Result, folder: Path) -> None:
+    """Write a result's words. NodeError when the disk does not take them: a worker whose disk is full goes on."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        result.save(folder)
+    except OSError as error:
+        raise NodeError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
 def check_limits(limits: Limits, runtime: Runtime) -> None:

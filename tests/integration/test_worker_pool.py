@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from kolejka.common.result import Outcome, Result
 from kolejka.common.settings import WorkerSettings
 from kolejka.common.task import File, Task
 from kolejka.worker.job import Job
+from kolejka.worker.perform import Tools, attempt
 from kolejka.worker.pool import Pool
 from kolejka.worker.workspace import Workspace
 from tests.support import wait_until
@@ -58,6 +60,20 @@ def test_a_job_runs_to_its_result(pool: Pool, tmp_path: Path) -> None:
     assert (done.outcome, done.id) == (Outcome.OK, "task-7")
     assert done.node == {**node, "runtime": "sandbox"}
     assert (tmp_path / "result-one" / "out").read_text() == "Linux\n"
+
+
+def test_a_disk_that_is_full_when_the_result_is_written_is_an_error_of_the_node(
+    settings: WorkerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where that ended the worker, a traceback was all that was said of it."""
+
+    def full(_result: Result, _folder: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Result, "save", full)
+    with pytest.raises(NodeError, match="cannot be written: No space left on device"):
+        attempt(job(tmp_path, ["true"]), Tools(settings))
+    assert work(settings) == []
 
 
 def test_a_payload_can_end_its_children_by_the_usual_signals(pool: Pool, tmp_path: Path) -> None:
@@ -225,7 +241,8 @@ def test_stop_kills_what_runs_and_refuses_what_comes(settings: WorkerSettings, t
 
 def test_a_job_survives_the_way_to_the_worker_and_back(tmp_path: Path) -> None:
     full = Job(
-        tmp_path, tmp_path / "r", tmp_path / "b", Limits.of(time="1s"), "sandbox", 3, (0, 1), ("GPU-1",), {"name": "x"}
+        tmp_path, tmp_path / "r", tmp_path / "b", Limits.of(time="1s"), "sandbox", 3, (0, 1), ("GPU-1",), {"name": "x"},
+        {"lease": 7},
     )  # fmt: skip
     for one in (full, replace(full, task=Task(("true",), id="a", files={"f": File(content="x")}))):
         assert Job.parse(json.loads(json.dumps(one.to_json()))) == one
