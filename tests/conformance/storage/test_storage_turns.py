@@ -74,6 +74,19 @@ def test_what_was_looked_at_and_not_given_is_announced_as_waiting(
     assert len(cluster.classes.board) == 0, "nothing is left, which needs no look"
 
 
+def test_a_look_begins_at_the_bound(cluster: Cluster, ala: Caller) -> None:
+    cluster.put(ala, count=3)
+    ((queue, signature, rank, owner, first),) = cluster.store.read(tasks.waiting_groups).result()
+
+    def numbers(first: int, count: int) -> list[int]:
+        return cluster.store.write(
+            lambda db: tasks.oldest(db, (queue, signature, rank, owner), first=first, count=count, in_hand=True)
+        ).result()
+
+    assert numbers(0, 2) == [first, first + 1]
+    assert numbers(first + 1, 9) == [first + 1, first + 2]
+
+
 def test_a_paused_queue_gives_nothing_and_a_draining_one_what_it_has(
     cluster: Cluster, ala: Caller, smith: Caller
 ) -> None:
