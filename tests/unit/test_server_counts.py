@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from prometheus_client import values
 
@@ -38,6 +40,14 @@ def test_whoever_is_asked_tells_of_all_and_who_comes_after_one_that_died_counts_
     successor.put.inc()
     assert read(one)["kolejka_tasks_put_total"] == 4
     assert read(one)["kolejka_claims_waiting"] == 1, "the claims of the one that died wait no more"
+
+
+def test_every_metric_is_in_the_manual() -> None:
+    page = Path(__file__).parents[2].joinpath("docs/production.md").read_text(encoding="utf-8")
+    lines = Metrics().text([], []).decode().splitlines()
+    names = {line.split()[2] for line in lines if line.startswith("# HELP") and "_created" not in line}
+    assert len(names) > 10
+    assert {name for name in names if name not in page} == set()
 
 
 def test_what_is_counted_alone_and_together_is_told_alike() -> None:
