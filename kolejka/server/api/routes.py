@@ -265,7 +265,7 @@ def responder(route: Route, deps: Deps) -> Callable[..., Awaitable[None]]:
 def _check_caller(route: Route, caller: Caller, deps: Deps) -> None:
     """NotAllowed when this token may not do this, TooMany when its user called too often."""
     if route.roles is not None and caller.role not in route.roles:
-        raise NotAllowed(f"a {caller.role} token may not do this; it takes {_either(route.roles)}")
+        raise NotAllowed(f"a token of the role {caller.role} may not do this; it takes {_either(route.roles)}")
     if caller.scope.read_only and route.method not in _READING:
         raise NotAllowed("this token may only read")
     if caller.role in _COUNTED:

@@ -106,7 +106,7 @@ def issue(
     user_id, user_role = users.find_user(db, user)
     role = Role(user_role) if role is None else role
     if not may_hold(Role(user_role), role):
-        raise InputError(f"the user {user!r} has the role {user_role}, which may not hold a {role} token", field="role")
+        raise InputError(f"the user {user!r} is {user_role} and may not hold a token of the role {role}", field="role")
     scope.check(role)
     words = scope.to_json()
     token = new_token()
