@@ -20,7 +20,7 @@ from kolejka.common.errors import KolejkaError
 from kolejka.server.calling import Calls
 from kolejka.server.deps import Deps, round_s
 from kolejka.server.scheduling import claims
-from kolejka.server.storage import ahead, events, leases, tasks, usage
+from kolejka.server.storage import events, leases, moments, tasks, usage
 from kolejka.server.storage.base import Announcement, Connection, TaskDone, TaskWaiting, ask
 from kolejka.server.sweep import Sweeper
 
@@ -97,10 +97,10 @@ class Service:
     async def pull_back(self) -> int:
         """Have moments that a wrong clock put far ahead be now; how many there were."""
         settings, now = self._deps.settings, self._deps.clock()
-        latest = now + max(ahead.FAR_S, 2 * (settings.callback_timeout + settings.callback_pause))
-        if not await ask(self._deps.store.read(lambda db: ahead.is_any(db, latest))):
+        latest = now + max(moments.FAR_S, 2 * (settings.callback_timeout + settings.callback_pause))
+        if not await ask(self._deps.store.read(lambda db: moments.is_any(db, latest))):
             return 0
-        count = await ask(self._deps.store.write(lambda db: ahead.pull_back(db, latest, now)))
+        count = await ask(self._deps.store.write(lambda db: moments.pull_back(db, latest, now)))
         logger.warning("the clock went back", extra={"moments": count})
         return count
 

@@ -11,7 +11,7 @@ from kolejka.common.errors import Conflict, NotAllowed, NotFound
 from kolejka.server.auth.roles import Role
 from kolejka.server.auth.tokens import Caller
 from kolejka.server.scheduling import claims
-from kolejka.server.storage import ahead, nodes
+from kolejka.server.storage import moments, nodes
 from kolejka.server.storage.nodes import LogWish, NodeWords
 from tests.conformance.storage.conftest import Cluster
 
@@ -172,10 +172,10 @@ def test_a_node_that_was_heard_while_the_clock_was_ahead_falls_silent_and_may_be
     cluster.wall = true
     with pytest.raises(NotAllowed, match="another foreman"):
         beat(cluster, smith, instance="2" * 32)
-    latest = true + ahead.FAR_S
-    assert store.read(lambda db: ahead.is_any(db, latest)).result()
-    assert store.write(lambda db: ahead.pull_back(db, latest, true)).result() == 1
-    assert not store.read(lambda db: ahead.is_any(db, latest)).result()
+    latest = true + moments.FAR_S
+    assert store.read(lambda db: moments.is_any(db, latest)).result()
+    assert store.write(lambda db: moments.pull_back(db, latest, true)).result() == 1
+    assert not store.read(lambda db: moments.is_any(db, latest)).result()
     assert shown(cluster)["last_seen"] == true
     cluster.wall += cluster.rules.heartbeat_s + 1
     beat(cluster, smith, instance="2" * 32)

@@ -15,7 +15,7 @@ from kolejka.server.auth.roles import Role
 from kolejka.server.auth.tokens import Caller
 from kolejka.server.calling import Hosts
 from kolejka.server.scheduling import claims
-from kolejka.server.storage import ahead, audit, callbacks, events, nodes, tasks, users
+from kolejka.server.storage import audit, callbacks, events, moments, nodes, tasks, users
 from kolejka.server.storage.base import Connection, Store
 from kolejka.server.storage.nodes import NodeWords
 
@@ -54,7 +54,7 @@ def test_a_call_is_owed_from_the_moment_the_task_is_done(store: Store) -> None:
     cancel(store, found)
     cancel(store, other)
     assert store.read(callbacks.next_due).result() == NOW + 1
-    assert not store.read(lambda db: ahead.is_any(db, NOW + 1)).result()
+    assert not store.read(lambda db: moments.is_any(db, NOW + 1)).result()
     (due,) = store.write(lambda db: callbacks.take(db, NOW + 2, NOW + 30, 10)).result()
     assert (due.task_id, due.outcome, due.tries, due.secret) == (found.id, Outcome.CANCELLED, 1, "kcs_2")
 
