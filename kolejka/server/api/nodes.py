@@ -24,7 +24,7 @@ from kolejka.server.deps import Deps
 from kolejka.server.intake import put_at
 from kolejka.server.scheduling import claims
 from kolejka.server.scheduling.claims import Claim, Claimed
-from kolejka.server.scheduling.match import Offer, add, wants
+from kolejka.server.scheduling.match import NOTHING_AHEAD, Ahead, Offer, wants
 from kolejka.server.scheduling.rules import Rules
 from kolejka.server.storage import leases, nodes
 from kolejka.server.storage.base import Connection, LogTold, NodeChanged, TaskWaiting, ask
@@ -174,15 +174,13 @@ async def claim(deps: Deps, call: Call) -> Answer:
     """
     body = call.body
     words = _words(body, None)
-    ahead = body.get("ahead", {"capacity": {}, "slots": 0})
-    free = add(Limits(words.capacity), Limits(ahead["capacity"]))
-    offer = Offer(frozenset(words.tags), Limits(words.total), free, body.get("idle", False))
+    offer = Offer(frozenset(words.tags), Limits(words.total), Limits(words.capacity), body.get("idle", False))
+    ahead = Ahead(Limits(body["ahead"]["capacity"]), body["ahead"]["slots"]) if "ahead" in body else NOTHING_AHEAD
     queues, scope = _takes_from(body.get("queues", ()), call.caller), call.caller.scope.queues
     if scope is not None and not queues:
         raise NotAllowed(f"this token is for the queues {', '.join(sorted(scope))} only", field="queues")
     knows = frozenset(body["leases"]) if "leases" in body else None
-    slots = body["slots"] + ahead["slots"]
-    request = Claim(call.caller.user_id, words, offer, slots, queues, knows=knows)
+    request = Claim(call.caller.user_id, words, offer, body["slots"], queues, knows=knows, ahead=ahead)
 
     def wanted(announcement: TaskWaiting) -> bool | None:
         if open_to is None or request.slots == 0 or is_silent():

@@ -24,7 +24,8 @@ from kolejka.common.result import Outcome, Result
 from kolejka.common.states import AttemptState, TaskState
 from kolejka.common.task import Retry
 from kolejka.server.scheduling.classes import Classes
-from kolejka.server.scheduling.match import Offer, take
+from kolejka.server.scheduling.fairness import Quotas
+from kolejka.server.scheduling.match import NOTHING_AHEAD, Ahead, Offer, take
 from kolejka.server.scheduling.rescue import Loss, Next, Watched, after_loss, after_result, loss
 from kolejka.server.scheduling.rules import Moment, Rules
 from kolejka.server.scheduling.turn import Outlook, Taken, Turn
@@ -43,9 +44,9 @@ _USUAL = Rules()
 class Claim:
     """A node's request: at most ``slots`` tasks of ``queues`` (none named: all) that fit its offer.
 
-    The offer knows nothing of the leases ``unknown``: they were given while it was on its way. Where the node says of
-    which it ``knows``, what other servers gave it meanwhile is seen as well. ``turn`` is the number that the claim was
-    given when it arrived.
+    ``ahead`` is what it may be given besides. The offer knows nothing of the leases ``unknown``: they were given while
+    it was on its way. Where the node says of which it ``knows``, what other servers gave it meanwhile is seen as well.
+    ``turn`` is the number that the claim was given when it arrived.
     """
 
     user_id: int
@@ -56,6 +57,7 @@ class Claim:
     unknown: frozenset[int] = frozenset()
     knows: frozenset[int] | None = None
     turn: int = 0
+    ahead: Ahead = NOTHING_AHEAD
 
     def missed(self, there: Iterable[OnNode], steady: float) -> list[OnNode]:
         """Of what runs on the node, what its offer does not know of. An answer that was on its way for too long got
@@ -137,7 +139,8 @@ def claim(
     else:
         stands = nodes.stands(db, node)
     runs = leases.on(db, node)  # asked behind the lock, so it knows of every claim before this one
-    outlook = Outlook.ask(db, request.offer, rules, classes, now) if request.slots else None
+    asks = request.slots or request.ahead.slots
+    outlook = Outlook.ask(db, request.offer, rules, classes, now) if asks else None
     standing = stands()
     turn = standing.claim if arrives else request.turn
     there = runs()
@@ -150,6 +153,8 @@ def claim(
     if any(one.exclusive for one in there):
         return Claimed(cancel=cancel, turn=turn, log=log)
     free, slots = request.offer.free, request.slots
+    if outlook is not None and request.ahead.slots and not Quotas(outlook.gates(), rules.running_per_owner).any:
+        free, slots = request.ahead.beside(free), slots + request.ahead.slots
     for one in request.missed(there, now.steady):
         free, slots = take(free, classes.signature(db, one.signature)), slots - 1
     offer = replace(request.offer, free=free, idle=request.offer.idle and not there)

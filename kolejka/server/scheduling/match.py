@@ -33,6 +33,22 @@ _NONE_UNLESS_STATED: Final = frozenset({"gpus", "gpu_memory"})
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """What a node may be given besides what is free: short tasks make room for it in a moment."""
+
+    free: Limits = field(default_factory=Limits)
+    slots: int = 0
+
+    def beside(self, free: Limits) -> Limits:
+        """What is free or will be in a moment, of what tasks divide among themselves."""
+        values = self.free.values
+        return free.replace(**{n: free.values[n] + values[n] for n in SPLIT if n in free.values and n in values})
+
+
+NOTHING_AHEAD: Final = Ahead()
+
+
+@dataclass(frozen=True)
 class Signature:
     """What a class of tasks asks of a node. ``needs`` leaves out zeros: whoever needs nothing fits everywhere."""
 
@@ -118,13 +134,6 @@ def take(free: Limits, signature: Signature) -> Limits:
     """What stays free beside one such task."""
     left = {n: free.values[n] - signature.needs[n] for n in SPLIT if n in signature.needs and n in free.values}
     return free.replace(**left) if left else free
-
-
-def add(free: Limits, ahead: Limits) -> Limits:
-    """What is free or will be in a moment, of what tasks divide among themselves."""
-    return free.replace(
-        **{n: free.values[n] + ahead.values[n] for n in SPLIT if n in free.values and n in ahead.values}
-    )
 
 
 def wants(signature: Signature, offer: Offer) -> bool:

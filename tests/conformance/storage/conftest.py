@@ -17,7 +17,7 @@ from kolejka.server.auth.tokens import Caller
 from kolejka.server.scheduling import claims
 from kolejka.server.scheduling.claims import Claim, Claimed, Handed
 from kolejka.server.scheduling.classes import Classes
-from kolejka.server.scheduling.match import Offer
+from kolejka.server.scheduling.match import NOTHING_AHEAD, Ahead, Offer
 from kolejka.server.scheduling.rules import Moment, Rules
 from kolejka.server.storage import users
 from kolejka.server.storage.base import Announcement, Connection, Listener, Store
@@ -122,13 +122,13 @@ class Cluster:
     def claim(
         self, caller: Caller, node: str = "anvil", *, slots: int = 16, tags: list[str] = [], idle: bool = False,
         queues: list[str] = [], total: dict[str, object] = {}, free: dict[str, object] = {}, turn: int | None = None,
-        knows: list[int] | None = None,
+        knows: list[int] | None = None, ahead: Ahead = NOTHING_AHEAD,
     ) -> Claimed:  # fmt: skip
         amounts = Limits.of(**{"cpus": 64, "memory": "64G", **total})
         offer = Offer(frozenset(tags), amounts, Limits.of(**{**amounts.values, **free}), idle)
         words = NodeWords(node, "active", tuple(tags), dict(amounts.values), dict(offer.free.values))
         request = Claim(caller.user_id, words, offer, slots, frozenset(queues), turn=turn or 0,
-                        knows=None if knows is None else frozenset(knows))  # fmt: skip
+                        knows=None if knows is None else frozenset(knows), ahead=ahead)  # fmt: skip
 
         def work(db: Connection) -> Claimed:
             if not self.hears:

@@ -7,8 +7,10 @@ import dataclasses
 import pytest
 
 from kolejka.common.errors import Conflict, InputError
+from kolejka.common.limits import Limits
 from kolejka.common.stats import CpuStats, Stats
 from kolejka.server.auth.tokens import Caller
+from kolejka.server.scheduling.match import Ahead
 from kolejka.server.scheduling.queues import Queue
 from kolejka.server.storage import queues, tasks, usage
 from kolejka.server.storage.base import Announcement, TaskWaiting
@@ -40,6 +42,19 @@ def test_what_was_used_is_charged_once_and_decides_who_goes_first(cluster: Clust
     assert owed == {ala.user_id: pytest.approx(300.0)}
     assert ids(cluster, smith, slots=1) == second
     assert ids(cluster, smith, slots=1) == first
+
+
+def test_tasks_are_given_ahead_of_room_unless_a_ceiling_counts_them(
+    cluster: Cluster, ala: Caller, smith: Caller
+) -> None:
+    cluster.put(ala, count=10)
+    ahead = Ahead(Limits.of(cpus=4, memory="1G"), 4)
+    assert len(cluster.claim(smith, "a", slots=1, free={"cpus": 1}, ahead=ahead).given) == 5
+    assert len(cluster.claim(smith, "b", slots=0, ahead=Ahead(Limits.of(cpus=1), 4)).given) == 4
+    cluster.put(ala, count=10)
+    save(cluster, "other", running=100)
+    assert len(cluster.claim(smith, "c", slots=1, free={"cpus": 1}, ahead=ahead).given) == 1
+    assert cluster.claim(smith, "d", slots=0, ahead=ahead).given == ()
 
 
 def test_ceilings_of_queue_owner_and_server(cluster: Cluster, ala: Caller, smith: Caller) -> None:
