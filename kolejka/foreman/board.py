@@ -198,13 +198,19 @@ class Board:
         with self.changed:
             return pack.free(self.offer, self.placements())
 
-    def ahead(self) -> Ahead:
-        """What may be taken on ahead of room for it."""
+    def ended(self) -> int:
+        """How many short tasks ended lately."""
         with self.changed:
             since = seconds() - AHEAD_S
             while self._ended and self._ended[0][0] < since:
                 self._ended.popleft()
-            return pack.ahead(self.offer, (placement for _, placement in self._ended), (one.wish for one in self._line))
+            return len(self._ended)
+
+    def ahead(self) -> Ahead:
+        """What may be taken on ahead of room for it."""
+        with self.changed:
+            self.ended()  # forgets the others
+            return pack.ahead(self.offer, [placement for _, placement in self._ended], [one.wish for one in self._line])
 
     def in_line(self) -> int:
         """How many attempts wait for room."""
@@ -223,7 +229,8 @@ class Board:
             if spooled:
                 self._spooled.add(running.lease)
             now = seconds()
-            if ran and now - running.began < AHEAD_S:  # a node where all tasks fail at once need not hurry
+            short = ran and now - running.began < AHEAD_S  # a node where all tasks fail at once need not hurry
+            if short and not running.placement.exclusive:
                 self._ended.append((now, running.placement))
             begun = self._advance()
             self.tell()

@@ -200,10 +200,10 @@ class Claims:
     def _ahead(self) -> Ahead | None:
         """What to ask for ahead although nothing is free: something once the line is half gone, and not in vain."""
         standing = self._board.in_line()
-        if not standing or self._dry:
+        if not standing or self._dry or self._board.ended() < 2 * standing:
             return None
         ahead = self._turnover()
-        return ahead if ahead.slots >= standing else None
+        return ahead if ahead.slots else None
 
     def _turnover(self) -> Ahead:
         """What short tasks make room for in a moment, no more than results get away."""

@@ -92,16 +92,14 @@ class Ahead:
     slots: int
 
 
-def ahead(offer: Offer, ended: Iterable[Placement], waiting: Iterable[Wish]) -> Ahead:
+def ahead(offer: Offer, ended: Sequence[Placement], waiting: Sequence[Wish]) -> Ahead:
     """As much as short tasks held that ``ended`` lately, less what waits here for its room already."""
-    passed = [placement for placement in ended if not placement.exclusive]
-    wished = [wish.limits for wish in waiting]
     amounts: dict[str, Value] = {}
     for name in offer.total.values:
         if LIMITS[name].share is Share.SPLIT:
-            held = sum(placement.taken.get(name) or 0 for placement in passed)
-            amounts[name] = max(0, held - sum(limits.get(name) or UNSET.get(name, 0) for limits in wished))
-    return Ahead(Limits(amounts), max(0, len(passed) - len(wished)))
+            held = sum(placement.taken.get(name) or 0 for placement in ended)
+            amounts[name] = max(0, held - sum(wish.limits.get(name) or UNSET.get(name, 0) for wish in waiting))
+    return Ahead(Limits(amounts), max(0, len(ended) - len(waiting)))
 
 
 def free(offer: Offer, placements: Iterable[Placement]) -> Free:

@@ -190,12 +190,11 @@ def test_cores_are_broken_up_only_where_the_count_is_odd_or_halves_are_left(
 
 def test_as_much_is_taken_on_ahead_as_short_tasks_held_that_ended() -> None:
     offer = offer_of(4)
-    first, alone = place(offer, [], wish(2)), place(offer, [], replace(wish(), exclusive=True))
+    first = place(offer, [], wish(2))
     assert isinstance(first, Placement)
-    assert isinstance(alone, Placement)
     nothing = Limits({"cpus": 0, "memory": 0, "pids": 0})
     assert ahead(offer, [], []) == Ahead(nothing, 0)
-    assert ahead(offer, [first, first, alone], []) == Ahead(Limits.of(cpus=4, memory="128M", pids=32), 2)
+    assert ahead(offer, [first, first], []) == Ahead(Limits.of(cpus=4, memory="128M", pids=32), 2)
     assert ahead(offer, [first, first], [wish(1)]) == Ahead(Limits.of(cpus=3, memory="64M", pids=16), 1)
     assert ahead(offer, [first], [wish(1), wish(8)]) == Ahead(nothing, 0)
     assert ahead(offer, [first], [Wish(Limits())]) == Ahead(Limits.of(cpus=1, memory="64M", pids=16), 0)
