@@ -164,6 +164,17 @@ def test_short_tasks_are_asked_for_many_at_a_time_and_run_in_order(brisk: World)
     wait_until(brisk.nothing_left)
 
 
+def test_results_gather_while_others_stand_in_line(brisk: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    standing(brisk)
+    monkeypatch.setattr(upload, "GATHER_S", 1000.0)
+    monkeypatch.setattr(upload, "TOGETHER", 2)
+    for number in range(2):
+        brisk.pool.finish()
+        brisk.jobs(22 + number)
+    brisk.results(22)
+    assert brisk.server.together[-1] == [21, 22]
+
+
 def test_nothing_is_asked_ahead_of_room_where_tasks_are_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kolejka.foreman.board.AHEAD_S", 0.0)
     world.pool.instant = True
