@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -115,7 +116,8 @@ class Caller:
                 data = json.dumps(body)
             where = path if path.startswith(("/api", "/healthz", "/readyz", "/metrics")) else "/api/v1" + path
             said = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-            connection.request(method, where, data, {**said, **headers})
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it answers before it has heard all
+                connection.request(method, where, data, {**said, **headers})
             response = connection.getresponse()
             reply = Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
         finally:
