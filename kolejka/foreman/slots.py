@@ -136,7 +136,7 @@ class Slots:
         """End attempts that stand in line."""
         with self._board.changed:
             out = self._board.step_out(leases)
-            if verdict is Verdict.CANCELLED:
+            if verdict is Verdict.CANCELLED:  # in one step, so that every heartbeat names them
                 self._board.spool(one.lease for one in out)
         for one in out:
             logger.info("attempt is ended", extra={"task": one.task.id, "lease": one.lease, "verdict": str(verdict)})

@@ -46,6 +46,26 @@ def test_what_happens_while_one_looks_is_not_lost() -> None:
     run(body())
 
 
+def test_one_who_waits_for_many_results_is_woken_when_enough_are_there() -> None:
+    async def body() -> None:
+        wakes = Wakes()
+        with wakes.for_results(["a", "b", "c", "d"]) as waiter:
+            waiter.looked()
+            wakes.deliver([TaskDone("a"), TaskDone("b")])  # of which the look saw the first
+            waiter.lacks(2, ["a"])
+            waiter.woken.clear()
+            wakes.deliver([TaskDone("b"), TaskDone("other")])
+            assert not waiter.woken.is_set()
+            wakes.deliver([TaskDone("c")])
+            assert waiter.woken.is_set()
+            waiter.looked()
+            wakes.deliver([TaskDone("c"), TaskDone("d")])  # while it looks
+            waiter.lacks(2, [])
+            assert waiter.woken.is_set()
+
+    run(body())
+
+
 def test_a_task_wakes_one_claim_that_wants_it_the_oldest() -> None:
     async def body() -> None:
         wakes = Wakes()

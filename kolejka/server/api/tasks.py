@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from kolejka.common import node_image
-from kolejka.common.errors import Conflict, InputError, KolejkaError, NotFound
+from kolejka.common.errors import Conflict, InputError, KolejkaError
 from kolejka.common.limits import Limits
 from kolejka.common.schema import check, object_schema
 from kolejka.common.states import TaskState
@@ -84,12 +84,8 @@ def find_task(db: Connection, task_id: str, caller: Caller) -> Found:
     """The caller's task. One of somebody else does not exist for them."""
     found = tasks.find(db, task_id) if "\0" not in task_id else None
     if found is None or not caller.reaches(found.owner_id, found.queue):
-        raise _no_task(task_id)
+        raise tasks.none_of(task_id)
     return found
-
-
-def _no_task(task_id: str) -> NotFound:
-    return NotFound(f"there is no task {task_id[:128]!r}")
 
 
 def _check_key(call: Call) -> str | None:
@@ -368,7 +364,7 @@ def _told(task_ids: Sequence[str], states: Mapping[str, TaskState], results: Map
     told = []
     for task_id in task_ids:
         if task_id not in states:
-            error = _no_task(task_id)
+            error = tasks.none_of(task_id)
             told.append(json.dumps({"id": task_id, **error_body(error.code, error.message, error.field)}))
         else:
             words = json.dumps({"id": task_id, "state": states[task_id]})

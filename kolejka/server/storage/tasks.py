@@ -191,6 +191,11 @@ def finish(db: Connection, ended: Sequence[Ended], now: float) -> None:
         db.announce(TaskDone(one.task_id))
 
 
+def none_of(task_id: str) -> NotFound:
+    """The error that there is no such task, or none for whoever asks."""
+    return NotFound(f"there is no task {task_id[:128]!r}")
+
+
 def find(db: Connection, task_id: str) -> Found | None:
     """A task by its id."""
     return find_many(db, [task_id]).get(task_id)
@@ -412,7 +417,7 @@ def show(db: Connection, task_id: str) -> dict[str, Any]:
     """Everything a listing shows of one task, and its ``spec`` as text. NotFound when it was deleted meanwhile."""
     row = db.row(_SHOW, task_id)
     if row is None:
-        raise NotFound(f"there is no task {task_id[:128]!r}")
+        raise none_of(task_id)
     return dict(zip(SHOWN, row, strict=True))
 
 
