@@ -11,8 +11,10 @@ import ctypes
 import hashlib
 import os
 import stat
+import struct
 import threading
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +29,12 @@ MS_REMOUNT: Final = 32
 MS_BIND: Final = 0x1000
 MS_REC: Final = 0x4000
 MS_SLAVE: Final = 1 << 19
+MS_PRIVATE: Final = 1 << 18
 MNT_DETACH: Final = 2
+MOUNT_SETATTR: Final = 442
+"""number of the system call, the same on every machine; the C library knows it by name since 2.36 only"""
+AT_FDCWD: Final = -100
+AT_RECURSIVE: Final = 0x8000
 
 PAGE: Final = 4096
 BARE_INODES: Final = 16
@@ -121,8 +128,8 @@ def drop_memory(place: Path) -> None:
 
 
 def stage_devices() -> Path | None:
-    """A ``/dev`` for payloads, with terminals of its own, that nobody can change; ``None`` where this node cannot make
-    one.
+    """A ``/dev`` for payloads, with terminals of its own, that nobody can change; ``None`` where this node can make
+    neither that nor a ``stage_world``.
 
     It is made once, for all sandboxes that this thread starts: to make one takes as long as half a sandbox. They have
     it one after the other, and terminals vanish with the processes that hold them, so nothing passes from one to the
@@ -154,6 +161,31 @@ def _make_devices(place: Path) -> None:
         (place / name).mkdir(mode=0o755)
     _mount("devpts", place / "pts", f"newinstance,ptmxmode=0666,mode=620,max={TERMINALS}", flags)
     _mount("tmpfs", place, "", flags | MS_REMOUNT | MS_RDONLY)
+    _restrict(place, flags)  # a kernel before 5.12 cannot, and so no ``stage_world`` either
+
+
+@contextmanager
+def stage_world(root: Path, sealed: Mapping[str, Path], private: Mapping[str, Path], devices: Path) -> Iterator[Path]:
+    """The tree of one world: ``root`` with other folders and files mounted in it, by their names below it.
+
+    ``root`` and what is ``sealed`` are read-only, with all that is mounted below them. The files of ``private`` belong
+    to the payload. No device file works but those in ``devices``, no program gains rights. Whoever starts in the tree
+    must have made it its own when this ends. NodeError when this machine cannot do it.
+    """
+    place = _stage() / "world"
+    place.mkdir(exist_ok=True)
+    try:
+        _bind(root, place)
+        for name, source in sealed.items():
+            _bind(source, place / name)
+        _restrict(place, MS_RDONLY | MS_NOSUID | MS_NODEV)
+        _bind(devices, place / "dev")
+        for name, source in private.items():
+            _bind(source, place / name)
+            _restrict(place / name, MS_NOSUID | MS_NODEV)
+        yield place
+    finally:
+        unmount(place)  # with all that is mounted in it
 
 
 def leave_stage() -> None:
@@ -179,6 +211,21 @@ def mount_memory(folder: Path, size: int) -> None:
 def _mount(kind: str, folder: Path, options: str, flags: int) -> None:
     words = os.fsencode(folder), kind.encode(), ctypes.c_ulong(flags), options.encode()
     _check(_libc.mount(b"kolejka", *words), f"{folder}: mounting a file system of its own")
+
+
+def _bind(source: Path, target: Path) -> None:
+    words = os.fsencode(source), os.fsencode(target), None, ctypes.c_ulong(MS_BIND | MS_REC), None
+    _check(_libc.mount(*words), f"{source}: mounting it in a payload's world")
+
+
+def _restrict(mount: Path, flags: int) -> None:
+    """Forbid something in a mount and all below it; what the host mounts or unmounts there from now on stays outside.
+
+    ``flags`` are those whose numbers mean the same to mount(2) and to this call.
+    """
+    attributes = struct.pack("=4Q", flags, 0, MS_PRIVATE, 0)
+    words = AT_FDCWD, os.fsencode(mount), AT_RECURSIVE, attributes, ctypes.c_size_t(len(attributes))
+    _check(_libc.syscall(MOUNT_SETATTR, *words), f"{mount}: restricting it")
 
 
 def unmount(folder: Path) -> None:

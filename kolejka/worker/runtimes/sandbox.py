@@ -10,7 +10,8 @@ The world without an image: the node's ``/usr`` (and ``/bin``, ``/lib*``, ``/sbi
 ``/etc`` of our own, all read-only. With an image: its unpacked root as the lower layer of an overlay whose upper
 layer is private. In both a minimal ``/dev`` (the worker's for all its sandboxes, or one of the payload's own with the
 device files of its GPUs), a fresh ``/proc`` with a read-only ``/proc/sys``, the working folder at ``/task``. A GPU's
-libraries are the node's or the image's.
+libraries are the node's or the image's. As root the worker itself mounts the tree of a world without an image, in one
+piece for bubblewrap, which reads the list of all mounts anew for each mount that it is asked for.
 
 Whatever is writable beside the working folder (``/tmp``, ``/dev/shm``, the overlay's upper layer) lies in one
 *scratch* folder. With a storage limit and as root it is a memory file system of that size, which the kernel bounds
@@ -65,6 +66,10 @@ ETC: Final = (
     "inputrc", "terminfo",
 )  # fmt: skip
 """What programs of the node look up in /etc, and nothing that could tell a secret."""
+PROC_OPTIONS: Final = (
+    "--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys",
+    "--dev-bind", "/dev/null", "/proc/cmdline",  # how the node was booted is no payload's business
+)  # fmt: skip
 
 
 class SandboxTask(Held):
@@ -234,25 +239,25 @@ class Sandbox:
             options += ["--disable-userns", "--cap-drop", "ALL", "--hostname", "kolejka", "--clearenv"]
             if run.network:
                 options.append("--share-net")
-            if run.image is None:
-                options += ["--ro-bind", str(mounts.reach(self._node_root.parent) / self._node_root.name), "/"]
-                for name in self._system_folders:
-                    options += ["--ro-bind", f"/{name}", f"/{name}"]
+            private = {
+                "tmp": private_folder(scratch / "tmp", run.uid, 0o1777),
+                "dev/shm": private_folder(scratch / "shm", run.uid, 0o1777),
+                WORK_FOLDER[1:]: folder / run.workspace.name,
+            }
+            devices = mounts.stage_devices() if os.geteuid() == 0 and not run.devices else None
+            if devices is not None and run.image is None:
+                sealed = {name: Path("/", name) for name in self._system_folders} | {INIT[1:]: self._init}
+                world = files.enter_context(mounts.stage_world(self._node_root, sealed, private, devices))
+                options += ["--dev-bind", str(world), "/", *PROC_OPTIONS]
             else:
-                upper = private_folder(scratch / "upper", run.uid, 0o555)  # its mode is that of the world's root
-                work = private_folder(scratch / "work", run.uid, 0o755)
-                options += ["--overlay-src", str(mounts.reach(self.images.root(run.image)))]
-                options += ["--overlay", str(upper), str(work), "/"]
+                options += [*self._root_options(run, scratch), *PROC_OPTIONS, *_device_options(run, devices)]
+                for name, source in private.items():
+                    options += ["--bind", str(source), f"/{name}"]
+                options += ["--ro-bind", str(mounts.reach(self._init.parent) / self._init.name), INIT]
+            options += ["--chdir", WORK_FOLDER]
             if run.network:
                 for name in ("resolv.conf", "hosts"):
                     options += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
-            options += ["--bind", str(private_folder(scratch / "tmp", run.uid, 0o1777)), "/tmp"]
-            options += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"]
-            options += ["--dev-bind", "/dev/null", "/proc/cmdline"]  # how the node was booted is no payload's business
-            options += _device_options(run)
-            options += ["--bind", str(private_folder(scratch / "shm", run.uid, 0o1777)), "/dev/shm"]
-            options += ["--bind", str(folder / run.workspace.name), WORK_FOLDER, "--chdir", WORK_FOLDER]
-            options += ["--ro-bind", str(mounts.reach(self._init.parent) / self._init.name), INIT]
             if run.observer is not None:
                 options += ["--bind", str(mounts.reach(run.observer)), OBSERVER_SOCKET]
             options += ["--seccomp", hand_data("filter", seccomp.program())]
@@ -278,17 +283,29 @@ class Sandbox:
                 ours.close()
                 os.close(errors)
                 raise NodeError(f"{self._bwrap} cannot be started: {error.strerror}") from error
-        task = SandboxTask(run, scratch, bounded=bounded, process=process, errors=errors, channel=ours)
-        task.await_world()
-        return task
+            task = SandboxTask(run, scratch, bounded=bounded, process=process, errors=errors, channel=ours)
+            theirs.close()  # a bubblewrap that fails leaves nobody to wait for
+            task.await_world()
+            return task
+
+    def _root_options(self, run: Run, scratch: Path) -> list[str]:
+        """The root of its world: the node's, or its image's under an overlay."""
+        if run.image is not None:
+            upper = private_folder(scratch / "upper", run.uid, 0o555)  # its mode is that of the world's root
+            work = private_folder(scratch / "work", run.uid, 0o755)
+            source = mounts.reach(self.images.root(run.image))
+            return ["--overlay-src", str(source), "--overlay", str(upper), str(work), "/"]
+        options = ["--ro-bind", str(mounts.reach(self._node_root.parent) / self._node_root.name), "/"]
+        for name in self._system_folders:
+            options += ["--ro-bind", f"/{name}", f"/{name}"]
+        return options
 
     def sweep(self, name: str) -> None:
         """Nothing: a dead worker took its sandbox along (--die-with-parent), and its mounts with its namespace."""
 
 
-def _device_options(run: Run) -> list[str]:
-    """Its ``/dev``: the one that was made before, or one of its own where it has device files of its own."""
-    usual = mounts.stage_devices() if os.geteuid() == 0 and not run.devices else None
+def _device_options(run: Run, usual: Path | None) -> list[str]:
+    """Its ``/dev``: the ``usual`` one, or one of its own."""
     if usual is not None:
         return ["--dev-bind", str(usual), "/dev"]
     options = ["--dev", "/dev"]

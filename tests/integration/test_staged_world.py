@@ -1,0 +1,62 @@
+"""The tree that a worker mounts for a world: what a payload may not do in it, and what is left of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kolejka.common.errors import NodeError
+from kolejka.worker.runtimes import mounts
+
+pytestmark = pytest.mark.needs("root")
+
+
+@pytest.fixture(autouse=True)
+def stage() -> Iterator[None]:
+    yield
+    mounts.leave_stage()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in ("dev/shm", "tmp", "usr"):
+        (tmp_path / "root" / name).mkdir(parents=True)
+    return tmp_path / "root"
+
+
+def flags(folder: Path) -> int:
+    return os.statvfs(folder).f_flag & (os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV)
+
+
+def test_what_is_sealed_is_read_only_with_all_that_is_mounted_in_it(tmp_path: Path, root: Path) -> None:
+    mounts.leave_host_namespace()
+    sealed, private = tmp_path / "sealed", tmp_path / "private"
+    (sealed / "deeper").mkdir(parents=True)
+    private.mkdir()
+    devices = mounts.stage_devices()
+    assert devices is not None
+    mounts.mount_memory(sealed / "deeper", 1 << 20)
+    try:
+        with mounts.stage_world(root, {"usr": sealed}, {"tmp": private}, devices) as world:
+            for folder in (world, world / "usr", world / "usr/deeper"):
+                assert flags(folder) == os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV, folder
+            assert flags(world / "tmp") == os.ST_NOSUID | os.ST_NODEV
+            (world / "tmp/file").touch()
+            assert flags(world / "dev") == os.ST_RDONLY | os.ST_NOSUID
+            (world / "dev/null").write_text("works")
+        (sealed / "deeper/file").touch()
+    finally:
+        mounts.unmount(sealed / "deeper")
+    assert (private / "file").exists()
+    assert not os.path.ismount(world)
+    assert list(world.iterdir()) == []
+
+
+def test_a_world_that_cannot_be_mounted_leaves_nothing(tmp_path: Path, root: Path) -> None:
+    missing = tmp_path / "missing"
+    with pytest.raises(NodeError, match="missing"), mounts.stage_world(root, {"usr": missing}, {}, root / "dev"):
+        pass
+    assert list((mounts.STAGE / "world").iterdir()) == []
