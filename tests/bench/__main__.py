@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,16 @@ def take_turns(ways: dict[str, Start], rounds: int) -> dict[str, list[float]]:
     return taken
 
 
+def measure_throughput(start: Start, count: int) -> float:
+    """Starts per second with one loop of them for each processor of this machine, as a node has slots."""
+    loops = os.cpu_count() or 1
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(loops) as pool:
+        for done in [pool.submit(start) for _ in range(count)]:
+            done.result()
+    return round(count / (time.perf_counter() - begun), 1)
+
+
 # A whole cluster
 
 
@@ -268,7 +279,9 @@ def show(data: dict[str, Any]) -> None:
     say(f"\nput → program, idle      {starting['median_ms']:>7.2f} ms {starting['p90_ms']:>7.2f} ms")
     say(f"put → result, idle       {latency['median_ms']:>7.2f} ms {latency['p90_ms']:>7.2f} ms")
     say(f"puts per second          {cluster['puts per second, one by one']:>7.1f}   (one by one)")
-    say(f"tasks per second         {cluster['tasks per second, end to end']:>7.1f}   ({cluster['tasks']} tasks)")
+    rate, bare = cluster["tasks per second, end to end"], data["bare bwrap per second, one loop per processor"]
+    say(f"tasks per second         {rate:>7.1f}   ({cluster['tasks']} tasks, {os.cpu_count()} processors)")
+    say(f"bare bwrap per second    {bare:>7.1f}   (one loop per processor; tasks to these: {rate / bare:.2f})")
     lifecycles = {
         f"kolejka-server, {way.replace('_', ', ')}": entry["lifecycles_per_s"]
         for way, entry in data["server"].items()
@@ -286,7 +299,7 @@ def main() -> int:
     """Measure, show, write."""
     parser = argparse.ArgumentParser(description="Measure what a task costs.")
     parser.add_argument("--rounds", type=int, default=60, help="starts of each way (default 60)")
-    parser.add_argument("--tasks", type=int, default=500, help="tasks for the throughput (default 500)")
+    parser.add_argument("--tasks", type=int, default=1000, help="tasks for the throughput (default 1000)")
     words = parser.parse_args()
     for name in ("root", "cgroups", "bwrap", "busybox"):
         if needs.lacking(name):
@@ -299,6 +312,7 @@ def main() -> int:
         (folder / "cluster").mkdir(mode=0o711)
         starts = measure_starts(folder / "starts", words.rounds)
         cluster = measure_cluster(folder / "cluster", words.rounds, words.tasks)
+        bare = measure_throughput(bare_bwrap(folder / "starts" / "root"), words.tasks)
         server = server_lifecycles.run()["server"]
         beats = heartbeats.run()
         others = peers.run(say)
@@ -306,8 +320,9 @@ def main() -> int:
         shutil.rmtree(folder)
     machine = {"kernel": platform.release(), "cpus": os.cpu_count(), "python": platform.python_version()}
     data = {
-        "machine": machine, "starts": starts, "cluster": cluster, "server": server, "heartbeats": beats,
-        "peers": others,
+        "machine": machine, "starts": starts, "cluster": cluster,
+        "bare bwrap per second, one loop per processor": bare,
+        "server": server, "heartbeats": beats, "peers": others,
     }  # fmt: skip
     (ROOT / "bench-results.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     show(data)
