@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,24 @@ def test_what_is_sealed_is_read_only_with_all_that_is_mounted_in_it(tmp_path: Pa
     assert (private / "file").exists()
     assert not os.path.ismount(world)
     assert list(world.iterdir()) == []
+
+
+def test_what_is_mounted_later_stays_outside(tmp_path: Path, root: Path) -> None:
+    mounts.leave_host_namespace()
+    sealed = tmp_path / "sealed"
+    sealed.mkdir()
+    devices = mounts.stage_devices()
+    assert devices is not None
+    mounts.mount_memory(sealed, 1 << 20)
+    subprocess.run(["mount", "--make-shared", sealed], check=True)
+    (sealed / "later").mkdir()
+    try:
+        with mounts.stage_world(root, {"usr": sealed}, {}, devices) as world:
+            mounts.mount_memory(sealed / "later", 1 << 20)
+            assert os.path.ismount(sealed / "later")
+            assert not os.path.ismount(world / "usr/later")
+    finally:
+        mounts.unmount(sealed)
 
 
 def test_a_world_that_cannot_be_mounted_leaves_nothing(tmp_path: Path, root: Path) -> None:
