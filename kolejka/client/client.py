@@ -467,6 +467,10 @@ class KolejkaClient(ServerClient):
         """Ask a drained node to take tasks again (for admins); the node."""
         return self.transport.request("POST", f"/nodes/{quoted(name)}/resume").object()
 
+    def delete_node(self, name: str) -> None:
+        """Forget a node that is silent and will not come back (for admins). Conflict while it is heard."""
+        self.transport.request("DELETE", f"/nodes/{quoted(name)}")
+
     def audit(self, *, user: str | None = None, limit: int | None = None) -> Iterator[dict[str, Any]]:
         """What admins did, newest first, at most ``limit`` acts (for admins and inspectors)."""
         return self._pages("/audit", "acts", {"user": user}, limit)

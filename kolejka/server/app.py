@@ -117,6 +117,7 @@ ROUTES: Final = (
     Route("POST", PREFIX + "/attempts/{lease}/release", nodes.release, NODES, body=_RELEASE),
     Route("GET", PREFIX + "/nodes", nodes.list_nodes, READERS),
     Route("GET", PREFIX + "/nodes/{name}", nodes.show_node, READERS),
+    Route("DELETE", PREFIX + "/nodes/{name}", nodes.delete_node, ADMINS, status=(204,)),
     Route("POST", PREFIX + "/nodes/{name}/drain", nodes.drain_node, ADMINS),
     Route("POST", PREFIX + "/nodes/{name}/resume", nodes.resume_node, ADMINS),
     Route("POST", PREFIX + "/nodes/{name}/reboot", nodes.reboot_node, ADMINS, body=_REBOOT),

@@ -171,7 +171,14 @@ def test_a_node_that_does_not_answer_is_not_waited_for_for_ever(admin: Caller, s
     assert admin.ask("POST", "/nodes/nobody/log", {}).status == 404
 
 
-def test_a_silent_node_is_not_asked_for_its_log(tmp_path: Path) -> None:
+def test_a_node_at_work_is_not_forgotten(admin: Caller, smith: Caller) -> None:
+    beat(smith, "busy", image=image("1.4"))
+    refused = admin.ask("DELETE", "/nodes/busy", status=409)
+    assert refused.error[0] == "conflict"
+    assert admin.ask("DELETE", "/nodes/nobody", status=404).error[0] == "not_found"
+
+
+def test_a_silent_node_is_not_asked_for_its_log_and_can_be_forgotten(tmp_path: Path) -> None:
     server = Server(tmp_path, "--heartbeat", "1ms").start()
     beat(server.user("smith", "node"), "gone")
     assert (
@@ -179,4 +186,8 @@ def test_a_silent_node_is_not_asked_for_its_log(tmp_path: Path) -> None:
         .json["error"]["message"]
         .startswith("the node 'gone' is silent since")
     )
+    server.admin.ask("DELETE", "/nodes/gone", status=204)
+    assert server.admin.ask("GET", "/nodes").json == []
+    (act,) = server.admin.ask("GET", "/audit?limit=1").json["acts"]
+    assert (act["act"], act["target"]) == ("node.delete", "gone")
     assert server.stop() == 0

@@ -359,6 +359,8 @@ def test_every_command_speaks_json(stub: Stub, kolejka: Any, home: Path) -> None
     assert json.loads(kolejka("token", "revoke", "--json", "2").out) == [{"id": "2", "revoked": True}]
     stub.fault("DELETE", "/queues/q", status(204, b""))
     assert json.loads(kolejka("queue", "delete", "--json", "q").out) == [{"name": "q", "deleted": True}]
+    stub.fault("DELETE", "/nodes/lab-01", status(204, b""))
+    assert json.loads(kolejka("node", "delete", "--json", "lab-01").out) == [{"name": "lab-01", "deleted": True}]
     stub.fault("POST", "/callbacks/secret", status(201, {"secret": "kcs_x"}))
     assert json.loads(kolejka("callback", "secret", "--json").out) == {"secret": "kcs_x"}
     stub.fault("DELETE", f"/blobs/{sha}", status(204, b""))

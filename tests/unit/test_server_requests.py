@@ -148,6 +148,7 @@ PERMISSIONS = {
     "GET /api/v1/nodes": {CLIENT, INSPECTOR, ADMIN}, "GET /api/v1/nodes/{name}": {CLIENT, INSPECTOR, ADMIN},
     "POST /api/v1/tasks/bulk": {CLIENT, ADMIN}, "POST /api/v1/tasks/{task_id}/retry": {CLIENT, ADMIN},
     "GET /api/v1/events": {CLIENT, INSPECTOR, ADMIN}, "POST /api/v1/callbacks/secret": {CLIENT, ADMIN},
+    "DELETE /api/v1/nodes/{name}": {ADMIN},
     "POST /api/v1/nodes/{name}/drain": {ADMIN}, "POST /api/v1/nodes/{name}/resume": {ADMIN},
     "POST /api/v1/nodes/{name}/reboot": {ADMIN}, "POST /api/v1/nodes/{name}/log": {ADMIN},
     "PUT /api/v1/nodes/{name}/log/{number}": {NODE, ADMIN},

@@ -1,4 +1,4 @@
-"""``node``: list, show, approve, refuse, drain, resume, reboot, log."""
+"""``node``: list, show, approve, refuse, drain, resume, reboot, delete, log."""
 
 from __future__ import annotations
 
@@ -149,6 +149,23 @@ def reboot(client: KolejkaClient, names: Sequence[str], *, when_idle: bool, outp
         names, lambda name: client.reboot_node(name, when_idle=when_idle),
         lambda nodes: output.listing(nodes, COLUMNS, key="name"),
     )  # fmt: skip
+
+
+@node.command("delete")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@JSON
+@connected
+def delete(client: KolejkaClient, names: Sequence[str], *, as_json: bool) -> int:
+    """Forget nodes that are silent and will not come back (for admins).
+
+    Their tokens stay; `token revoke` ends them. A node that is heard again is in the list again.
+    """
+
+    def forget(name: str) -> dict[str, Any]:
+        client.delete_node(name)
+        return {"name": name, "deleted": True}
+
+    return each(names, forget, Output(as_json).notes)
 
 
 @node.command("log")

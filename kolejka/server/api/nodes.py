@@ -408,6 +408,19 @@ async def reboot_node(deps: Deps, call: Call) -> Answer:
     return await _ask_node(deps, call, asked, "node.reboot", when_idle=bool(call.body.get("when_idle")))
 
 
+async def delete_node(deps: Deps, call: Call) -> Answer:
+    """Forget a node that is silent and will not come back. It is there again when it is heard again."""
+    name, now = plain(call.path["name"]), deps.clock()
+
+    def work(db: Connection) -> None:
+        nodes.delete(db, name, now, silent_before=now - deps.rules.heartbeat_s)
+        record(db, call.caller, "node.delete", name, now)
+
+    await ask(deps.store.write(work))
+    logger.info("node deleted", extra={"node": name, "by": call.caller.user})
+    return Answer(204)
+
+
 async def _ask_node(deps: Deps, call: Call, asked: str | None, act: str, **detail: object) -> Answer:
     name, now, caller = plain(call.path["name"]), deps.clock(), call.caller
 

@@ -154,6 +154,25 @@ def ask(db: Connection, name: str, asked: str | None) -> None:
         raise NotFound(f"there is no node {name[:255]!r}")
 
 
+def delete(db: Connection, name: str, now: float, *, silent_before: float) -> None:
+    """Forget a node, whose name anybody may use then. NotFound when there is none.
+
+    Conflict when it was heard since ``silent_before``, or tasks that ran there were not given to others yet.
+    """
+    row = db.row("SELECT last_seen FROM nodes WHERE name = ? FOR UPDATE", name)
+    if row is None:
+        raise NotFound(f"there is no node {name[:255]!r}")
+    if row[0] >= silent_before:
+        ago = f"heard {max(0.0, now - row[0]):.0f} s ago"
+        raise Conflict(f"the node {name!r} is at work, {ago}; stop its foreman, and try again when it is silent")
+    if db.row("SELECT 1 FROM leases WHERE node = ? LIMIT 1", name):
+        raise Conflict(f"tasks still count as running on the node {name!r}; others get them soon, try again then")
+    db.run("DELETE FROM reservations WHERE node = ?", name)
+    db.run("DELETE FROM node_logs WHERE node = ?", name)
+    db.run("DELETE FROM node_words WHERE node = ?", name)
+    db.run("DELETE FROM nodes WHERE name = ?", name)
+
+
 def stands(db: Connection, name: str) -> Callable[[], Standing]:
     """Ask where a node stands that was heard before, which stays so until this transaction ends."""
     rows = db.soon(f"SELECT {_STANDING} FROM nodes WHERE name = ? FOR UPDATE", name)  # noqa: S608 constants

@@ -11,7 +11,7 @@ from kolejka.common.errors import Conflict, NotAllowed, NotFound
 from kolejka.server.auth.roles import Role
 from kolejka.server.auth.tokens import Caller
 from kolejka.server.scheduling import claims
-from kolejka.server.storage import moments, nodes
+from kolejka.server.storage import moments, nodes, usage
 from kolejka.server.storage.nodes import LogWish, NodeWords
 from tests.conformance.storage.conftest import Cluster
 
@@ -94,6 +94,36 @@ def test_a_node_of_an_older_image_takes_no_tasks(
     cluster.put(ala)
     claimed = cluster.claim(smith)
     assert (len(claimed.given), claimed.over) == ((1, False) if takes else (0, True))
+
+
+def delete(cluster: Cluster) -> None:
+    now = cluster.wall
+    cluster.store.write(lambda db: nodes.delete(db, "anvil", now, silent_before=now - 60)).result()
+
+
+def test_a_node_is_forgotten_when_it_is_silent_and_nothing_counts_as_running_there(
+    cluster: Cluster, ala: Caller, smith: Caller
+) -> None:
+    beat(cluster, smith, about={"version": "1"})
+    want(cluster, 7)
+    cluster.put(ala)
+    (given,) = cluster.claim(smith).given
+    cluster.store.write(lambda db: usage.reserve(db, "anvil", 1, ala.user_id, 1.0)).result()
+    with pytest.raises(Conflict, match=r"at work, heard 0 s ago; stop its foreman"):
+        delete(cluster)
+    cluster.sleep(61)
+    with pytest.raises(Conflict, match="still count as running"):
+        delete(cluster)
+    assert [one.task_id for one in cluster.rescue()] == [given.task_id]
+    delete(cluster)
+    assert cluster.store.read(nodes.listing).result() == []
+    for table in ("nodes", "node_words", "node_logs", "reservations"):
+        assert cluster.store.read(lambda db, t=table: db.rows(f"SELECT * FROM {t}")).result() == [], table
+    with pytest.raises(NotFound, match="no node 'anvil'"):
+        delete(cluster)
+    other = cluster.user("other", Role.NODE)
+    beat(cluster, other)
+    assert shown(cluster)["about"] == {}, "the name is free, and nothing of the old one is left"
 
 
 def want(cluster: Cluster, number: int, name: str = "anvil") -> None:
