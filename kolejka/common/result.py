@@ -131,6 +131,8 @@ class Result:
             raise InputError("files and manifest name different files", field="manifest")
         if (data.get("limit") is not None) != (data["outcome"] == Outcome.LIMIT):
             raise InputError("the limit is named exactly when the outcome is 'limit'", field="limit")
+        if data["outcome"] == Outcome.OK and data["result"] != 0:
+            raise InputError("the outcome 'ok' goes with exit code 0 only", field="result")
         words["outcome"] = Outcome(words["outcome"])
         words["manifest"] = manifest
         try:

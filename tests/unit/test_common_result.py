@@ -106,7 +106,7 @@ RESULTS = st.builds(
     ),
     stats=st.builds(Stats, time=st.none() | st.floats(0, 1e9)), message=st.none() | st.text(),
     flags=st.lists(st.text(max_size=9)).map(tuple), skipped=st.dictionaries(st.text(max_size=9), st.text(max_size=9)),
-)  # fmt: skip
+).map(lambda result: result.replace(result=0) if result.outcome is Outcome.OK else result)  # fmt: skip
 
 
 @given(RESULTS)
@@ -114,6 +114,12 @@ def test_a_result_survives_json_and_its_schema(result: Result) -> None:
     data = json.loads(json.dumps(result.to_json()))
     jsonschema.validate(data, result_schema())
     assert Result.parse(data) == result
+
+
+@pytest.mark.parametrize("code", [1, None])
+def test_nothing_is_ok_that_did_not_exit_with_0(code: int | None) -> None:
+    with pytest.raises(InputError, match="result: the outcome 'ok' goes with exit code 0 only"):
+        Result.parse(spec(outcome="ok", result=code, limit=None))
 
 
 def test_a_folder_is_saved_and_loaded(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ class Cluster:
         return self.store.write(lambda db: claims.heartbeat(db, words, caller.user_id, leases, self.now)).result()
 
     def finish(self, caller: Caller, lease: int, outcome: Outcome = Outcome.OK, **words: object) -> str:
-        handed = Handed.of(Result(outcome, **words))  # type: ignore[arg-type]
+        handed = Handed.of(Result(outcome, **{"result": 0 if outcome is Outcome.OK else None, **words}))  # type: ignore[arg-type]
         return self.store.write(lambda db: claims.accept(db, lease, caller.user_id, handed, self.now)).result()[1]
 
     def rescue(self) -> list[claims.Rescued]:
