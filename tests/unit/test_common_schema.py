@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from kolejka.common.errors import InputError
 from kolejka.common.result import result_schema
-from kolejka.common.schema import Field, check, object_schema, violation
+from kolejka.common.schema import MOST_VIOLATIONS, Field, check, object_schema, violation
 from kolejka.common.task import task_schema
 
 SCHEMA = object_schema(
@@ -40,6 +41,7 @@ SCHEMA = object_schema(
         ({"args": ["a"], "count": 9}, "count", "9 is more than 5"),
         ({"args": ["a"], "kind": "three"}, "kind", "one of one, two"),
         ({"args": ["a"], "tag": "A"}, "tag", "lower-case letters"),
+        ({"args": ["a"], "tag": "a\n"}, "tag", "lower-case letters"),
         ({"args": ["a"], "tag": "a" * 9}, "tag", "longer than 8"),
         ({"args": ["a"], "inner": {"deep": {"x": 1}}}, "inner.deep.x", "1 should be a text"),
         ({"args": ["a"], "inner": {"dep": {}}}, "inner.dep", "did you mean 'deep'"),
@@ -62,6 +64,48 @@ def test_what_fits_passes() -> None:
 def test_a_long_value_is_shown_shortened() -> None:
     with pytest.raises(InputError) as caught:
         check({"args": ["a"], "count": "x" * 10_000}, SCHEMA)
+    assert len(str(caught.value)) < 200
+
+
+class Counting(list[Any]):
+    """A list that counts how often its entries are looked at."""
+
+    looks = 0
+
+    def __getitem__(self, place: Any) -> Any:
+        self.looks += 1
+        return super().__getitem__(place)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[place] for place in range(len(self)))
+
+
+def test_of_what_is_wrong_not_all_is_looked_at() -> None:
+    wrong = Counting([3] * 100_000)
+    with pytest.raises(InputError, match="should be a text"):
+        check({"args": wrong}, SCHEMA)
+    assert wrong.looks <= 2 * MOST_VIOLATIONS
+
+
+def test_entries_are_not_compared_each_with_all() -> None:
+    class Compared(str):
+        __slots__ = ()
+        count = 0
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            Compared.count += 1
+            return super().__eq__(other)
+
+    entries = [Compared(number) if number % 2 else number for number in range(1000)]  # cannot be sorted
+    with pytest.raises(InputError, match="should be a text"):
+        check({"args": ["x"], "files": entries}, task_schema())
+    assert Compared.count < 10 * len(entries)
+
+
+def test_the_name_of_an_unknown_field_is_shown_shortened() -> None:
+    with pytest.raises(InputError) as caught:
+        check({"args": ["a"], "x" * 10_000: 1}, SCHEMA)
     assert len(str(caught.value)) < 200
 
 

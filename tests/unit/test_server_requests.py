@@ -58,7 +58,8 @@ def test_a_wrong_query_names_the_parameter(text: str, field: str | None) -> None
 @pytest.mark.parametrize(
     "raw",
     [
-        b"", b"{", b"\xff", b"NaN", b'{"a": Infinity}', b"[1] 2", b'{"a": 1, "a": 2}', b"[" * 100_000,
+        b"", b"{", b"\xff", b"NaN", b'{"a": Infinity}', b'{"a": 1e999}', b"[-1e999]", b"[1] 2",
+        b'{"a": 1, "a": 2}', b"[" * 100_000,
         b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), b'{"a":' * (MAX_DEPTH + 1) + b"1" + b"}" * (MAX_DEPTH + 1),
     ],
 )  # fmt: skip
@@ -66,6 +67,12 @@ def test_what_is_no_json_is_refused(raw: bytes) -> None:
     with pytest.raises(InputError) as caught:
         decode(raw)
     assert caught.value.code == "invalid_json"
+
+
+def test_a_name_that_stands_twice_is_found_among_very_many() -> None:
+    names = ",".join(f'"{number}": 0' for number in range(400_000))  # comparing each with all would take an hour
+    with pytest.raises(InputError, match="last: this name stands twice"):
+        decode(f'{{{names}, "last": 0, "last": 0}}'.encode())
 
 
 def test_json_is_read_up_to_the_deepest_level() -> None:

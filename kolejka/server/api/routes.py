@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
@@ -29,7 +31,8 @@ PREFIX: Final = "/api/v1"
 MAX_DEPTH: Final = 32
 """Lists and objects inside each other in a body."""
 SMALL: Final = 1 << 14
-"""Bytes of a body that takes no longer to be read than a thread to be woken for it, or not much."""
+"""Bytes of a body that takes no longer to be read than a thread to be woken for it, or not much. One that is larger is
+read beside the event loop: to tell what is wrong with eight megabytes takes seconds."""
 _RECEIVE: Final = "kolejka.receive"
 LEAVING: Final = "kolejka.leaving"
 """where a request's scope keeps the future that its caller's leaving makes done"""
@@ -111,7 +114,7 @@ class Body:
     schema: Callable[[], Schema]
     parse: Callable[[Any], Any] | None = None
     bulk: bool = False
-    """it may have the setting max_bulk's size; one that is not SMALL is read beside the event loop"""
+    """it may have the setting max_bulk's size"""
     most: int | None = None
     """its size in bytes at most, where that is less than the setting max_body"""
 
@@ -247,13 +250,11 @@ def responder(route: Route, deps: Deps) -> Callable[..., Awaitable[None]]:
         query = read_query(route.query, req.query_string)
         body = None
         check_type(req.content_type, route, req.get_header("Content-Encoding"))
-        if route.body is not None and route.body.bulk:
-            raw = await read_raw(req, deps.settings.max_bulk)
+        if route.body is not None:
+            most = deps.settings.max_bulk if route.body.bulk else deps.settings.max_body
+            raw = await read_raw(req, min(most, route.body.most or most))
             read = route.body.read_raw
             body = read(raw) if len(raw) <= SMALL else await asyncio.to_thread(read, raw)
-        elif route.body is not None:
-            most = deps.settings.max_body
-            body = route.body.read_raw(await read_raw(req, min(most, route.body.most or most)))
         elif route.takes is None and (req.content_length or req.get_header("Transfer-Encoding")):
             raise InputError("this call takes no body")
         answer = await route.handler(deps, Call(req, path, query, body, caller, again))
@@ -351,6 +352,8 @@ def decode(raw: bytes) -> Any:
 
 def _number(text: str) -> float | int:
     value = float(text)
+    if math.isinf(value):
+        raise InvalidJson(f"{text[:60]} is larger than any number can be here")
     return int(value) if value.is_integer() else value
 
 
@@ -361,8 +364,7 @@ def _no_constant(name: str) -> NoReturn:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise InvalidJson("this name stands twice in one object", field=twice[:100])
     return data
 
