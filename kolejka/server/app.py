@@ -137,6 +137,9 @@ ROUTES: Final = (
 )
 
 
+_METHODS: Final = frozenset(route.method for route in ROUTES)
+
+
 class _Watch:
     """Counts what was answered, and starts and stops the service with the process."""
 
@@ -157,7 +160,8 @@ class _Watch:
     ) -> None:
         """Count."""
         resp.set_header("X-Content-Type-Options", "nosniff")
-        self._deps.metrics.requests.labels(req.method, req.uri_template or "none", str(resp.status_code)).inc()
+        method = req.method if req.method in _METHODS else "other"  # callers make up as many as they like
+        self._deps.metrics.requests.labels(method, req.uri_template or "none", str(resp.status_code)).inc()
 
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -181,6 +185,9 @@ class Application:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request (or the lifespan)."""
+        if scope["type"] == "websocket":  # no route is one
+            await send({"type": "websocket.close"})
+            return
         if scope["type"] != "http":
             await self._falcon(scope, receive, send)
             return

@@ -21,6 +21,7 @@ import gc
 import itertools
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -30,8 +31,9 @@ from typing import Any, Final
 
 from gunicorn import glogging
 from gunicorn.app.base import BaseApplication
+from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.sock import TCP6Socket, TCPSocket
-from gunicorn.workers.gasgi import ASGIWorker
+from gunicorn.workers import gasgi
 
 from kolejka.common.settings import ServerSettings
 from kolejka.server.app import Application, create_app
@@ -55,7 +57,18 @@ _SWITCH_S: Final = 0.001
 """the event loop takes over from the writing thread after this long, not after Python's 5 ms"""
 
 
-class Worker(ASGIWorker):
+class Connection(ASGIProtocol):
+    """gunicorn's connection, whose first request has to come as soon as any later one: else whoever opens connections
+    and says nothing would keep them for ever.
+    """
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Asyncio's word for a connection that was accepted."""
+        super().connection_made(transport)
+        self._arm_keepalive_timer()
+
+
+class Worker(gasgi.ASGIWorker):
     """gunicorn's asgi worker, that stops when no request is left."""
 
     _main: asyncio.Task[None] | None = None
@@ -66,6 +79,7 @@ class Worker(ASGIWorker):
         """Begin the process: it dies with its parent."""
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         sys.setswitchinterval(_SWITCH_S)
+        gasgi.ASGIProtocol = Connection  # type: ignore[attr-defined] # gunicorn has no setting for it
         super().init_process()
 
     async def _serve(self) -> None:
@@ -209,4 +223,6 @@ def run_server(settings: ServerSettings) -> None:
         logger.info("listening", extra={"url": url, "data": str(Path(settings.data))})
 
     os.set_inheritable(prepared.lock, False)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a shell gives 1024: everybody who waits keeps one
     Server(settings, ready).run()

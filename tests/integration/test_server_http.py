@@ -809,3 +809,19 @@ def test_a_paused_queue_takes_tasks_says_why_they_wait_and_gives_them_when_it_is
     admin.ask("PATCH", "/queues/night", {"running": None}, status=200)
     (given,) = smith.claim(node="owl", queues=["night"])["attempts"]
     assert given["task_id"] == task_id
+
+
+def test_a_websocket_is_refused(admin: Caller) -> None:
+    said = (
+        b"GET /api/v1/events HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    assert admin.raw(said).startswith(b"HTTP/1.1 403 ")
+
+
+def test_methods_that_callers_make_up_are_counted_as_one(admin: Caller) -> None:
+    for method in ("BREW", "WHEN"):
+        admin.ask(method, "/healthz", status=400)
+    told = admin.ask("GET", "/metrics", status=200).data.decode()
+    assert 'method="other"' in told
+    assert "BREW" not in told

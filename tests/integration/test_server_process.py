@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import ssl
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from kolejka.common.errors import NodeError
@@ -35,6 +37,19 @@ def server(tmp_path: Path) -> Iterator[Server]:
     yield server
     server.stop()
     assert "Traceback" not in server.log()
+
+
+def test_a_server_may_open_as_many_files_as_its_machine_lets_it(tmp_path: Path) -> None:
+    few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, most))
+    try:
+        server = Server(tmp_path).start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))
+    try:
+        assert server.worker.rlimit(psutil.RLIMIT_NOFILE) == (most, most)
+    finally:
+        server.stop()
 
 
 @pytest.mark.needs("gcc")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from kolejka.server import intake
 from kolejka.server.api import errors, openapi
 from kolejka.server.api.answers import ANSWERS
 from kolejka.server.api.blobs import parse_range
-from kolejka.server.api.routes import MAX_DEPTH, Query, decode, read_query, whole
+from kolejka.server.api.routes import MAX_DEPTH, Query, decode, read_query, read_raw, whole
 from kolejka.server.app import ROUTES
 from kolejka.server.auth import tokens
 from kolejka.server.auth.roles import Role, may_hold
@@ -67,6 +69,19 @@ def test_what_is_no_json_is_refused(raw: bytes) -> None:
     with pytest.raises(InputError) as caught:
         decode(raw)
     assert caught.value.code == "invalid_json"
+
+
+def test_a_body_that_does_not_come_in_time_is_not_waited_for() -> None:
+    class Slow:
+        content_length = 100
+
+        @property
+        async def stream(self) -> AsyncIterator[bytes]:
+            yield b"{"
+            await asyncio.Event().wait()
+
+    with pytest.raises(InputError, match="did not come within"):
+        asyncio.run(read_raw(Slow(), 100, 0.01))  # type: ignore[arg-type] # all of a request that is looked at
 
 
 def test_a_name_that_stands_twice_is_found_among_very_many() -> None:

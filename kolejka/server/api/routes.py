@@ -33,6 +33,8 @@ MAX_DEPTH: Final = 32
 SMALL: Final = 1 << 14
 """Bytes of a body that takes no longer to be read than a thread to be woken for it, or not much. One that is larger is
 read beside the event loop: to tell what is wrong with eight megabytes takes seconds."""
+STRANGER_S: Final = 10.0
+"""within so many seconds the body has to come of somebody who shows no token"""
 _RECEIVE: Final = "kolejka.receive"
 LEAVING: Final = "kolejka.leaving"
 """where a request's scope keeps the future that its caller's leaving makes done"""
@@ -252,7 +254,7 @@ def responder(route: Route, deps: Deps) -> Callable[..., Awaitable[None]]:
         check_type(req.content_type, route, req.get_header("Content-Encoding"))
         if route.body is not None:
             most = deps.settings.max_bulk if route.body.bulk else deps.settings.max_body
-            raw = await read_raw(req, min(most, route.body.most or most))
+            raw = await read_raw(req, min(most, route.body.most or most), None if caller else STRANGER_S)
             read = route.body.read_raw
             body = read(raw) if len(raw) <= SMALL else await asyncio.to_thread(read, raw)
         elif route.takes is None and (req.content_length or req.get_header("Transfer-Encoding")):
@@ -317,16 +319,20 @@ def read_query(declared: tuple[Query, ...], text: str) -> dict[str, Any]:
     return values
 
 
-async def read_raw(req: falcon.asgi.Request, most: int) -> bytes:
-    """A request's whole body. TooLarge, or InputError when it breaks off."""
+async def read_raw(req: falcon.asgi.Request, most: int, within_s: float | None = None) -> bytes:
+    """A request's whole body. TooLarge, or InputError when it breaks off, or takes longer than ``within_s`` seconds."""
     announced = req.content_length
     if announced is not None and announced > most:
         raise TooLarge(f"a body of {announced} bytes is more than the {most} that this server takes")
     raw = bytearray()
-    async for chunk in req.stream:
-        raw += chunk
-        if len(raw) > most:
-            raise TooLarge(f"this body is more than the {most} bytes that this server takes")
+    try:
+        async with asyncio.timeout(within_s):
+            async for chunk in req.stream:
+                raw += chunk
+                if len(raw) > most:
+                    raise TooLarge(f"this body is more than the {most} bytes that this server takes")
+    except TimeoutError:
+        raise InputError(f"the body did not come within {within_s:g} seconds", code="truncated") from None
     if announced is not None and len(raw) != announced:
         raise InputError(f"the body broke off after {len(raw)} of {announced} bytes", code="truncated")
     return bytes(raw)

@@ -160,11 +160,11 @@ class Upload:
 
     def finish(self) -> str:
         """Hand the bytes on, durable; their place. InputError when bytes are missing or have another hash."""
-        self._catch_up()
         if self._received != self._size:
             raise InputError(
                 f"the upload broke off after {self._received} of {self._size} bytes; send it again", code="truncated"
             )
+        self._catch_up()
         self._keep = False
         if self._digest.hexdigest() != self._reference:
             raise InputError(
