@@ -825,3 +825,12 @@ def test_methods_that_callers_make_up_are_counted_as_one(admin: Caller) -> None:
     told = admin.ask("GET", "/metrics", status=200).data.decode()
     assert 'method="other"' in told
     assert "BREW" not in told
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"\\ud800": 1}', b'{"args": ["x"], "queue": "\\udfff"}', b'{"a": 1, "\\ud800": 1, "\\ud800": 2}']
+)
+def test_half_a_surrogate_pair_in_what_is_wrong_is_told(ala: Caller, body: bytes) -> None:
+    error = ala.ask("POST", "/tasks", data=body).json["error"]
+    assert error["code"] in {"invalid", "invalid_json"}
+    assert "\\ud" in f"{error['field']} {error['message']}"

@@ -68,8 +68,12 @@ class TooMany(InputError):
 
 
 def body(code: str, message: str, field: str | None = None) -> dict[str, Any]:
-    """The form of every error."""
-    return {"error": {"code": code, "message": message, "field": field}}
+    """The form of every error. It may tell of what the caller said, which may hold half a surrogate pair."""
+    return {"error": {"code": code, "message": _sayable(message), "field": None if field is None else _sayable(field)}}
+
+
+def _sayable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _write(resp: falcon.asgi.Response, error: KolejkaError) -> None:
