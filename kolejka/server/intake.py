@@ -96,10 +96,13 @@ class Door:
         """Accept a task: its id, and its spec when it is new (it is not when the caller's idempotency key was used).
 
         InputError when there is no such queue, or a blob that this caller may not have; NotAllowed or Conflict when the
-        queue does not take it.
+        queue does not take it, NotAllowed when the key stands for a task that this token does not reach.
         """
         if key is not None and key in self._known:
-            return self._known[key], None
+            task_id, queue_name = self._known[key]
+            if not self._caller.reaches(self._caller.user_id, queue_name):
+                raise NotAllowed("the task that was put under this key is not for this token", field="Idempotency-Key")
+            return task_id, None
         caller, task, signature = self._caller, intake.task, intake.signature
         queue = self._queues.get(task.queue) or queues.for_task(self._db, task.queue)
         if caller.scope.queues is not None and task.queue not in caller.scope.queues:

@@ -67,7 +67,9 @@ def test_tasks_results_and_tokens_are_read(store: SqliteStore) -> None:
     token = store.read(lambda db: users.find_token(db, tokens.digest("klj_" + "A" * 43))).result()
     assert token is not None
     assert (token.user, token.role, token.name) == ("ala", Role.CLIENT, "laptop")
-    assert store.read(lambda db: tasks.ids_by_keys(db, token.user_id, ["once"])()).result() == {"once": done["id"]}
+    assert store.read(lambda db: tasks.ids_by_keys(db, token.user_id, ["once"])()).result() == {
+        "once": (done["id"], done["queue"])
+    }
     for data in (b"hello", b"bye"):
         sha = hashlib.sha256(data).hexdigest()
         assert store.read(lambda db, sha=sha: blobs.readable(db, sha, blobs.Reach(token.user_id))).result()  # type: ignore[misc]

@@ -248,6 +248,18 @@ def test_a_token_for_one_queue_opens_nothing_else(server: Server, ala: Caller) -
     assert node.ask("POST", "/claims", body, status=403).error == ("forbidden", "queues")
 
 
+def test_a_token_for_one_queue_learns_no_other_task_by_its_key(server: Server, admin: Caller, ala: Caller) -> None:
+    admin.ask("PUT", "/queues/narrow", {})
+    only, key = narrowed(server, "ala", scope={"queues": ["narrow"]}), {"Idempotency-Key": "guessed"}
+    ala.ask("POST", "/tasks", {"args": ["x"], "environment": {"PASSWORD": "x"}}, headers=key, status=201)
+    ala.ask("POST", "/tasks/bulk", {"tasks": [{"args": ["x"]}]}, headers=key, status=201)
+    mine = {"args": ["x"], "queue": "narrow"}
+    refused = ("forbidden", "Idempotency-Key")
+    assert only.ask("POST", "/tasks", mine, headers=key, status=403).error == refused
+    code, field = only.ask("POST", "/tasks/bulk", {"tasks": [mine]}, headers=key, status=403).error
+    assert (code, field) == ("forbidden", "tasks[0].Idempotency-Key")
+
+
 def test_a_token_for_one_queue_reaches_no_other_blobs_of_its_user(server: Server, ala: Caller) -> None:
     mine, theirs = secrets.token_bytes(8), secrets.token_bytes(8)
     only, again = (narrowed(server, "ala", scope={"queues": ["default"]}) for _ in range(2))

@@ -41,7 +41,7 @@ async def put_queue(deps: Deps, call: Call) -> Answer:
     queue, now = Queue.parse(_name(call), _plain(call.body)), deps.clock()
 
     def work(db: Connection) -> bool:
-        new = queues.find(db, queue.name) is None
+        new = queues.find(db, queue.name, in_hand=True) is None
         queues.save(db, queue)
         record(db, call.caller, "queue.put", queue.name, now, **queue.to_json())
         db.announce(QueuesChanged())
@@ -57,8 +57,7 @@ async def change_queue(deps: Deps, call: Call) -> Answer:
     name, changes, now = _name(call), _plain(call.body), deps.clock()
 
     def work(db: Connection) -> Queue:
-        queue = queues.get(db, name).changed(changes)
-        queues.save(db, queue)
+        queue = queues.change(db, name, changes)
         record(db, call.caller, "queue.change", name, now, **changes)
         db.announce(QueuesChanged())
         return queue

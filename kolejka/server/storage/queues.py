@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from kolejka.common.errors import Conflict, InputError, NotFound
 from kolejka.server.scheduling.fairness import Gate
@@ -21,9 +22,9 @@ def listing(db: Connection) -> list[Queue]:
     return [Queue.from_row(row) for row in db.rows(_SELECT + " ORDER BY name")]
 
 
-def find(db: Connection, name: str) -> Queue | None:
-    """A queue by its name."""
-    row = db.row(_SELECT + " WHERE name = ?", name)
+def find(db: Connection, name: str, *, in_hand: bool = False) -> Queue | None:
+    """A queue by its name. ``in_hand``: it changes only here until this transaction ends."""
+    row = db.row(_SELECT + " WHERE name = ?" + (" FOR UPDATE" if in_hand else ""), name)
     return Queue.from_row(row) if row else None
 
 
@@ -33,9 +34,9 @@ def by_names(db: Connection, names: Collection[str]) -> Callable[[], dict[str, Q
     return lambda: {queue.name: queue for rows in asked for queue in map(Queue.from_row, rows())}
 
 
-def get(db: Connection, name: str) -> Queue:
-    """A queue by its name. NotFound when there is none."""
-    queue = find(db, name)
+def get(db: Connection, name: str, *, in_hand: bool = False) -> Queue:
+    """The same; NotFound when there is none."""
+    queue = find(db, name, in_hand=in_hand)
     if queue is None:
         raise NotFound(f"there is no queue {name[:64]!r}; the queues are {_names(db)}")
     return queue
@@ -61,9 +62,16 @@ def save(db: Connection, queue: Queue) -> None:
     db.run(_SAVE, queue.name, *queue.to_row())
 
 
+def change(db: Connection, name: str, changes: Mapping[str, Any]) -> Queue:
+    """Change some fields of a queue's policy; the new one. NotFound when there is none, InputError as ``save``."""
+    queue = get(db, name, in_hand=True).changed(changes)
+    save(db, queue)
+    return queue
+
+
 def delete(db: Connection, name: str) -> None:
     """Forget a queue. NotFound when there is none, Conflict while tasks wait or run in it."""
-    get(db, name)
+    get(db, name, in_hand=True)
     waits = db.row("SELECT 1 FROM tasks WHERE state = 'waiting' AND queue = ? LIMIT 1", name)
     runs = db.row("SELECT 1 FROM leases WHERE queue = ? LIMIT 1", name)
     if waits or runs:

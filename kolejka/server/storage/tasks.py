@@ -247,16 +247,16 @@ def taken(db: Connection, numbers: Collection[int]) -> Callable[[], dict[int, Ta
     return lambda: {number: Taken(owner, json.loads(spec)) for rows in asked for number, owner, spec in rows()}
 
 
-def ids_by_keys(db: Connection, owner_id: int, keys: Collection[str]) -> Callable[[], dict[str, str]]:
-    """Ask for key → the task that this owner put under it, of these idempotency keys."""
+def ids_by_keys(db: Connection, owner_id: int, keys: Collection[str]) -> Callable[[], dict[str, tuple[str, str]]]:
+    """Ask for key → the task that this owner put under it and its queue, of these idempotency keys."""
     asked = [
         db.soon(
-            f"SELECT idempotency_key, id FROM tasks WHERE owner_id = ? AND idempotency_key IN ({marks(some)})",  # noqa: S608 marks
+            f"SELECT idempotency_key, id, queue FROM tasks WHERE owner_id = ? AND idempotency_key IN ({marks(some)})",  # noqa: S608 marks
             owner_id, *some,
         )
         for some in pieces(keys)
     ]  # fmt: skip
-    return lambda: {key: task_id for rows in asked for key, task_id in rows()}
+    return lambda: {key: (task_id, queue) for rows in asked for key, task_id, queue in rows()}
 
 
 def spec(db: Connection, number: int) -> dict[str, Any]:

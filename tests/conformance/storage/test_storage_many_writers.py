@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kolejka.common.errors import Conflict
+from kolejka.common.errors import Conflict, NotFound
 from kolejka.server.scheduling import claims
 from kolejka.server.scheduling.claims import Given
-from kolejka.server.storage import tasks
+from kolejka.server.scheduling.queues import Queue
+from kolejka.server.storage import queues, tasks
 from kolejka.server.storage.base import Announcement, Connection, Store
 from kolejka.server.storage.tasks import Filters
 from tests.conformance.storage.conftest import Cluster, MakeStore
@@ -62,6 +63,34 @@ def test_no_task_is_given_twice_and_none_is_left_lying(clusters: list[Cluster], 
     assert Counter(task_id for _, task_id in given) == Counter(put)
     assert len({lease for lease, _ in given}) == len(given)
     assert all(mine == sorted(mine) for mine in found), "leases grow"  # type: ignore[type-var]
+
+
+def test_changes_of_one_queue_at_the_same_time_are_all_kept(clusters: list[Cluster], crew: ThreadPoolExecutor) -> None:
+    fields = {
+        "state": "paused", "images": ["a"], "runtimes": ["sandbox"], "defaults": {"cpus": 1}, "ceilings": {"cpus": 2},
+        "running": 3, "running_per_owner": 4, "retention_s": 5.0,
+    }  # fmt: skip
+
+    def change(place: int) -> object:
+        name = list(fields)[place]
+        store = clusters[place % len(clusters)].store
+        return store.write(lambda db: queues.change(db, "default", {name: fields[name]})).result()
+
+    at_once(crew, change)
+    kept = clusters[0].store.read(lambda db: queues.get(db, "default")).result().to_json()
+    assert {name: kept[name] for name in fields} == fields
+
+
+def test_a_queue_is_deleted_once(clusters: list[Cluster], crew: ThreadPoolExecutor) -> None:
+    clusters[0].store.write(lambda db: queues.save(db, Queue("short"))).result()
+
+    def delete(place: int) -> bool:
+        with contextlib.suppress(NotFound):
+            clusters[place % len(clusters)].store.write(lambda db: queues.delete(db, "short")).result()
+            return True
+        return False
+
+    assert sorted(at_once(crew, delete)) == [False] * (THREADS - 1) + [True]  # type: ignore[type-var]
 
 
 @pytest.mark.parametrize("make_store", [pytest.param("postgres", marks=pytest.mark.needs("postgres"))], indirect=True)
