@@ -9,6 +9,9 @@ goes to an address that was looked at; an address that is not a public one must 
 no redirect is followed; of the answer only the status is read; and a call has one time-out for all of it. This is the
 reason why the request is written here: a library resolves by itself, and reads on.
 
+An address that never answers holds a call up for the whole of that time-out. So that those of one owner hold up nobody
+else's, an owner has another call under way only while fewer of theirs are than could still be begun (``room``).
+
 The body is signed with the user's own key: ``Kolejka-Signature: sha256=`` and the HMAC-SHA256 in hexadecimal digits of
 ``Kolejka-Timestamp``, a dot, and the body. A receiver compares both and refuses old timestamps.
 """
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import hmac
 import ipaddress
@@ -25,7 +29,8 @@ import logging
 import re
 import socket
 import ssl
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -43,7 +48,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("kolejka.server")
 
-AT_ONCE: Final = 32
+AT_ONCE: Final = 64
 LONGEST_PAUSE_S: Final = 3600.0
 LOOK_S: Final = 1.0
 """how often a server looks for calls that nobody told it of: those of other servers, and of its own earlier lives"""
@@ -142,8 +147,13 @@ class Hosts:
             carried = int(address) & 0xFFFFFFFF if address in _NAT64 else None
             inner = address.ipv4_mapped or address.sixtofour or address
             inner = ipaddress.IPv4Address(carried) if carried is not None else inner
-        public = inner.is_global and not inner.is_multicast
-        return (public and address.is_global is not None) or self._in_networks(inner)
+        public = inner.is_global and not (inner.is_multicast or inner.is_reserved or _is_site_local(inner))
+        return public or self._in_networks(inner)
+
+
+def _is_site_local(address: Address) -> bool:
+    """What was private before ``fc00::/7`` was (RFC 3879), and still is in old networks."""
+    return isinstance(address, ipaddress.IPv6Address) and address.is_site_local
 
 
 def _no_address() -> InputError:
@@ -176,6 +186,25 @@ def request(target: Target, due: Due, now: float) -> bytes:
     return head.encode("ascii") + body
 
 
+@dataclass(frozen=True)
+class Room:
+    """How many calls may be begun, and of which owners none."""
+
+    most: int
+    without: frozenset[int]
+
+
+def room(running: Mapping[int, int]) -> Room:
+    """The room beside calls that run: owner → how many.
+
+    One owner alone comes to half of all places, a second one to half of the rest, and so on: whoever comes finds some.
+    """
+    free = AT_ONCE - sum(running.values())
+    full = frozenset(owner for owner, count in running.items() if count >= free)
+    busiest = max((count for owner, count in running.items() if owner not in full), default=0)
+    return Room(min(free, max(1, (free - busiest) // 2)), full)
+
+
 class Failed(Exception):
     """A call was not heard; the message says why, in a few words."""
 
@@ -188,6 +217,7 @@ class Calls:
         self._hosts = deps.hosts if hosts is None else hosts
         self._loop: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[None]] = set()
+        self._owners: Counter[int] = Counter()
         self._names = ThreadPoolExecutor(4, "callback-names")  # names that take long hold up nothing else
         self._tls = ssl.create_default_context() if self._hosts else None
 
@@ -219,21 +249,28 @@ class Calls:
 
     async def _round(self, ended: asyncio.Event) -> float:
         """Begin what is due; how long to rest."""
-        deps, room = self._deps, AT_ONCE - len(self._running)
+        deps, may = self._deps, room(self._owners)
         due_at = await ask(deps.store.read(callbacks.next_due))
         now = deps.clock()
-        if due_at is None or not room:
+        if due_at is None or not may.most:
             return LOOK_S
         if due_at > now:
             return min(LOOK_S, due_at - now)
         settings = deps.settings
         until = now + settings.callback_timeout + settings.callback_pause
-        for due in await ask(deps.store.write(lambda db: callbacks.take(db, now, until, room))):
+        taken = await ask(deps.store.write(lambda db: callbacks.take(db, now, until, may.most, without=may.without)))
+        for due in taken:
             task = asyncio.create_task(self._settle(due))
             self._running.add(task)
-            task.add_done_callback(self._running.discard)
-            task.add_done_callback(lambda _: ended.set())
-        return 0.0
+            self._owners[due.owner_id] += 1
+            task.add_done_callback(functools.partial(self._ended, due.owner_id, ended))
+        return 0.0 if taken else LOOK_S
+
+    def _ended(self, owner_id: int, ended: asyncio.Event, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._owners[owner_id] -= 1
+        self._owners += Counter()  # without those that are at zero
+        ended.set()
 
     async def _settle(self, due: Due) -> None:
         """Make one call and write down what came of it."""

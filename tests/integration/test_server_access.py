@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from kolejka.server.app import ROUTES
+from kolejka.server.calling import AT_ONCE
 from tests.integration.server_process import AMOUNTS, Caller, Server, Stream
 from tests.integration.test_server_http import in_background, waiting_claims
 from tests.neighbours.postgres import Postgres
@@ -484,6 +485,24 @@ def test_who_asked_is_called_back_signed_and_once(ala: Caller, smith: Caller, re
     receiver.wait(2)
     assert json.loads(receiver.heard[1][2])["outcome"] == "cancelled"
     assert len(receiver.heard) == 2
+
+
+def test_a_receiver_that_never_answers_holds_up_nobody_elses_callbacks(
+    ala: Caller, ola: Caller, receiver: Receiver
+) -> None:
+    key_of(ala)
+    key_of(ola)
+    receiver.hold.clear()
+    specs = [{"args": ["x"], "callback_url": receiver.url}] * (2 * AT_ONCE)
+    stuck = [task["id"] for task in ala.ask("POST", "/tasks/bulk", {"tasks": specs}, status=201).json["tasks"]]
+    for task_id in stuck:
+        ala.ask("POST", f"/tasks/{task_id}/cancel", status=200)
+    receiver.wait(AT_ONCE // 2)
+    with receiving() as quick:
+        ola.ask("POST", f"/tasks/{ola.put(callback_url=quick.url)}/cancel", status=200)
+        quick.wait(1)
+    for task_id in stuck:
+        assert ala.ask("GET", f"/tasks/{task_id}").json["callback"]["answer"] is None, "nobody waited for its time-out"
 
 
 def test_a_callback_that_is_not_heard_is_tried_again_and_given_up(

@@ -11,7 +11,19 @@ import pytest
 
 from kolejka.common.errors import InputError
 from kolejka.common.settings import ServerSettings
-from kolejka.server.calling import Calls, Due, Failed, Hosts, Target, pause_s, request, signature
+from kolejka.server.calling import (
+    AT_ONCE,
+    Calls,
+    Due,
+    Failed,
+    Hosts,
+    Room,
+    Target,
+    pause_s,
+    request,
+    room,
+    signature,
+)
 
 HOSTS = Hosts.parse(["Example.org", "*.ci.example.org.", "10.1.0.0/16", "fd00::/8", "127.0.0.1"])
 
@@ -66,11 +78,27 @@ def test_a_setting_that_names_no_host_is_refused(word: str) -> None:
         ("169.254.169.254", False), ("0.0.0.0", False), ("224.0.0.1", False), ("100.64.0.1", False),
         ("192.168.0.1", False), ("::1", False), ("fe80::1", False), ("fd00::5", True), ("::ffff:10.2.0.1", False),
         ("::ffff:10.1.0.1", True), ("64:ff9b::a02:1", False), ("2002:a02:1::1", False), ("2606:2800:220:1::1", True),
-        ("ff02::1", False),
+        ("ff02::1", False), ("fec0::1", False), ("::7f00:1", False), ("4000::1", False),
     ],
 )  # fmt: skip
 def test_a_name_may_lead_to_public_addresses_and_to_networks_that_are_named(address: str, admitted: bool) -> None:
     assert HOSTS.admits(ipaddress.ip_address(address)) is admitted
+
+
+@pytest.mark.parametrize(
+    ("running", "expected"),
+    [
+        ({}, Room(AT_ONCE // 2, frozenset())),
+        ({1: AT_ONCE // 2}, Room(AT_ONCE // 4, frozenset({1}))),
+        ({1: 32, 2: 16}, Room(8, frozenset({1, 2}))),
+        ({1: 31, 2: 1}, Room(1, frozenset())),
+        ({1: 5, 2: 1}, Room((AT_ONCE - 6 - 5) // 2, frozenset())),
+        (dict.fromkeys(range(AT_ONCE - 1), 1), Room(1, frozenset(range(AT_ONCE - 1)))),
+        ({1: AT_ONCE}, Room(0, frozenset({1}))),
+    ],
+)
+def test_calls_of_one_owner_leave_room_for_those_of_others(running: dict[int, int], expected: Room) -> None:
+    assert room(running) == expected
 
 
 def test_pauses_grow_and_have_an_end() -> None:
@@ -78,7 +106,7 @@ def test_pauses_grow_and_have_an_end() -> None:
 
 
 def test_the_request_is_signed_over_time_and_body() -> None:
-    due = Due(1, "task1", "https://example.org/x", 7, "ok", 1_700_000_000.5, 2, "kcs_key")
+    due = Due(1, "task1", "https://example.org/x", 7, "ok", 1_700_000_000.5, 2, 1, "kcs_key")
     head, _, body = request(HOSTS.target(due.url), due, 1_700_000_009.9).partition(b"\r\n\r\n")
     assert body == b'{"task": "task1", "lease": 7, "outcome": "ok", "finished_at": 1700000000.5}'
     lines = head.decode().split("\r\n")
@@ -90,7 +118,7 @@ def test_the_request_is_signed_over_time_and_body() -> None:
 
 def test_a_name_that_leads_to_a_private_address_is_not_called() -> None:
     settings = ServerSettings(callback_hosts=("localhost",), callback_timeout=5.0)
-    due = Due(1, "task1", "http://localhost:1/x", 7, "ok", 1.0, 1, "kcs_key")
+    due = Due(1, "task1", "http://localhost:1/x", 7, "ok", 1.0, 1, 1, "kcs_key")
 
     async def call() -> str:
         deps: Any = SimpleNamespace(settings=settings, hosts=Hosts.parse(settings.callback_hosts), clock=lambda: 1.0)
@@ -120,7 +148,7 @@ def test_only_a_good_status_is_an_answer(answer: bytes, told: str) -> None:
         deps: Any = SimpleNamespace(settings=settings, hosts=Hosts.parse(settings.callback_hosts), clock=lambda: 1.0)
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            due = Due(1, "task1", f"http://127.0.0.1:{port}/x", 7, "ok", 1.0, 1, "kcs_key")
+            due = Due(1, "task1", f"http://127.0.0.1:{port}/x", 7, "ok", 1.0, 1, 1, "kcs_key")
             try:
                 return await Calls(deps)._call(due)
             except Failed as failed:
@@ -141,7 +169,7 @@ def test_one_who_never_answers_is_left_in_time() -> None:
         server = await asyncio.start_server(dribble, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(Failed, match="no answer within"):
-            await Calls(deps)._call(Due(1, "t", f"http://127.0.0.1:{port}/", 7, "ok", 1.0, 1, "kcs_key"))
+            await Calls(deps)._call(Due(1, "t", f"http://127.0.0.1:{port}/", 7, "ok", 1.0, 1, 1, "kcs_key"))
         server.close()
 
     asyncio.run(call())

@@ -7,7 +7,7 @@ try if it lives, to the next try if it dies. So several servers share the outbox
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ class Due:
     outcome: str
     finished_at: float
     tries: int
+    owner_id: int
     secret: str
 
 
@@ -48,12 +49,13 @@ def owe(db: Connection, numbers: Iterable[int], now: float) -> None:
         )  # fmt: skip
 
 
-def take(db: Connection, now: float, until: float, most: int) -> list[Due]:
-    """Due calls, which nobody else takes before ``until``."""
+def take(db: Connection, now: float, until: float, most: int, *, without: Collection[int] = ()) -> list[Due]:
+    """Due calls, which nobody else takes before ``until``; none of the owners ``without``."""
+    others = f" AND owner_id NOT IN ({', '.join(str(int(owner)) for owner in sorted(without))})" if without else ""
     rows = db.rows(
-        "UPDATE callbacks SET due_at = ?, tries = tries + 1 WHERE due_at <= ? AND number IN"
-        " (SELECT number FROM callbacks WHERE due_at <= ? ORDER BY due_at LIMIT ? FOR UPDATE SKIP LOCKED)"
-        " RETURNING number, task_id, url, lease, outcome, finished_at, tries,"
+        "UPDATE callbacks SET due_at = ?, tries = tries + 1 WHERE due_at <= ? AND number IN"  # noqa: S608 numbers
+        f" (SELECT number FROM callbacks WHERE due_at <= ?{others} ORDER BY due_at LIMIT ? FOR UPDATE SKIP LOCKED)"
+        " RETURNING number, task_id, url, lease, outcome, finished_at, tries, owner_id,"
         " (SELECT secret FROM callback_secrets s WHERE s.user_id = callbacks.owner_id)",
         until, now, now, most,
     )  # fmt: skip

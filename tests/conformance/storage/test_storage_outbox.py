@@ -72,6 +72,15 @@ def test_what_one_server_has_taken_another_does_not_until_its_time_is_over(store
     assert {due.tries for due in again} == {2}
 
 
+def test_calls_of_owners_that_have_many_under_way_are_left(store: Store) -> None:
+    caller = store.write(ala).result()
+    cancel(store, put(store, caller))
+    take = store.write(lambda db: callbacks.take(db, NOW + 2, NOW + 30, 5, without=[caller.user_id, 99]))
+    assert take.result() == []
+    (due,) = store.write(lambda db: callbacks.take(db, NOW + 2, NOW + 30, 5, without=[99])).result()
+    assert due.owner_id == caller.user_id
+
+
 def test_a_call_is_put_off_or_ended_and_a_late_word_changes_nothing(store: Store) -> None:
     caller = store.write(ala).result()
     found = put(store, caller)
