@@ -1,9 +1,11 @@
-"""Files that no folder names any more but that still take up the disk: unlinked, and open or mapped in a world.
+"""Files that no folder names any more but that still take up the disk: unlinked, and open, mapped or run in a world.
 
 Who weighs a folder does not see them, so a payload could hold as much of the disk as it likes in files that it unlinks
 at once, or that never had a name (``O_TMPFILE``). The kernel tells of each in ``/proc``: a world's own ``/proc`` lists
-just the processes of that world, and leads to their files whatever these were called. What is on its way through a
-socket, in nobody's hands, is not seen; the limit on each file's size bounds it.
+just the processes of that world, and leads to their files whatever these were called. Each thread is asked: it may have
+open files of its own, and go on when the first is gone. What is on its way through a socket, in nobody's hands, is not
+seen; the limits on each file's size and on the number of open files bound it. Other ways to hold a file that nobody has
+open (Landlock's rules) are closed by the system-call filter.
 
 One look costs at most ``MOST`` questions, of files taken at random where there are more: what it finds is there, and
 what it misses another look finds.
@@ -58,21 +60,34 @@ class World:
 
     def _places(self) -> Iterator[tuple[str, str | None]]:
         """Where to look, below ``/proc``, and the path if it is known."""
-        names = [name for name in self._list(".") if name.isdigit()]
-        random.shuffle(names)
         left = MOST
-        for name in names:
-            with suppress(OSError):  # it ended meanwhile
-                files: list[tuple[str, str | None]] = [
-                    (f"{name}/fd/{number}", None) for number in self._list(f"{name}/fd")
-                ]
-                files += self._mapped(name)
-                if len(files) > left:
-                    files = random.sample(files, left)
-                yield from files
-                left -= len(files) + 1
+        for files in self._held():
+            yield from files if len(files) <= left else random.sample(files, left)
+            left -= len(files) + 1
             if left <= 0:
                 return
+
+    def _held(self) -> Iterator[list[tuple[str, str | None]]]:
+        """What each thread has open, and what each process has mapped: processes and threads at random."""
+        for name in self._list_numbers("."):
+            asked = False
+            with suppress(OSError):  # it ended meanwhile
+                for thread in self._list_numbers(f"{name}/task"):
+                    with suppress(OSError):  # this one ended, and others of its process may not have
+                        yield [(f"{thread}/fd/{number}", None) for number in self._list(f"{thread}/fd")]
+                        if not asked:
+                            yield self._in_memory(thread)
+                            asked = True
+
+    def _list_numbers(self, name: str) -> list[str]:
+        numbers = [number for number in self._list(name) if number.isdigit()]
+        random.shuffle(numbers)
+        return numbers
+
+    def _in_memory(self, thread: str) -> list[tuple[str, str | None]]:
+        """The program that a thread's process runs, and what that has mapped. OSError for a thread that has ended."""
+        os.stat(f"{thread}/exe", dir_fd=self._proc)
+        return [(f"{thread}/exe", None), *self._mapped(thread)]
 
     def _mapped(self, name: str) -> list[tuple[str, str | None]]:
         """The mapped files of a process that have no name."""
