@@ -1,10 +1,10 @@
 """The system calls a payload may not make: a filter in classic BPF, assembled here, handed to bubblewrap.
 
 A deny list on the level of Docker's default profile for a container without capabilities: what administrates the
-machine (mounts, modules, clocks, swap), makes namespaces, reads kernel memory policies or keys, holds files on the disk
-that no process has open (Landlock's rules), and the large interfaces that keep bringing kernel holes (bpf, io_uring,
-userfaultfd, perf). A denied call fails with EPERM, as it would for lack of capability; ``clone3`` fails with ENOSYS, so
-that libraries fall back to ``clone``, whose flags a filter can see.
+machine (mounts, modules, clocks, swap), makes namespaces, reads kernel memory policies or keys, and the large
+interfaces that keep bringing kernel holes (bpf, io_uring, userfaultfd, perf). A denied call fails with EPERM, as it
+would for lack of capability. As if the kernel had none (ENOSYS) fail ``clone3``, so that libraries fall back to
+``clone``, whose flags a filter can see, and Landlock, whose rules hold files on the disk that no process has open.
 
 The kernel caches which calls a filter always allows (5.11), so the length of the list costs an allowed call nothing.
 Programs of 32 bits on x86_64 have their own numbers and their own part of the filter; a foreign architecture or the
@@ -35,9 +35,7 @@ DENIED: Final[dict[str, tuple[int | None, int | None, int | None]]] = {
     "init_module": (175, 105, 128), "io_uring_enter": (426, 426, 426), "io_uring_register": (427, 427, 427),
     "io_uring_setup": (425, 425, 425), "ioperm": (173, None, 101), "iopl": (172, None, 110), "kcmp": (312, 272, 349),
     "kexec_file_load": (320, 294, None), "kexec_load": (246, 104, 283), "keyctl": (250, 219, 288),
-    "landlock_add_rule": (445, 445, 445), "landlock_create_ruleset": (444, 444, 444),
-    "landlock_restrict_self": (446, 446, 446), "lookup_dcookie": (212, 18, 253), "mbind": (237, 235, 274),
-    "migrate_pages": (256, 238, 294),
+    "lookup_dcookie": (212, 18, 253), "mbind": (237, 235, 274), "migrate_pages": (256, 238, 294),
     "mount": (165, 40, 21), "mount_setattr": (442, 442, 442), "move_mount": (429, 429, 429),
     "move_pages": (279, 239, 317), "name_to_handle_at": (303, 264, 341), "nfsservctl": (180, 42, 169),
     "open_by_handle_at": (304, 265, 342), "open_tree": (428, 428, 428), "perf_event_open": (298, 241, 336),
@@ -52,8 +50,13 @@ DENIED: Final[dict[str, tuple[int | None, int | None, int | None]]] = {
     "vm86old": (None, None, 113),
 }  # fmt: skip
 
+ABSENT: Final[dict[str, tuple[int, int, int]]] = {
+    "clone3": (435, 435, 435), "landlock_add_rule": (445, 445, 445), "landlock_create_ruleset": (444, 444, 444),
+    "landlock_restrict_self": (446, 446, 446),
+}  # fmt: skip
+"""The same, for calls that fail as on a kernel without them: programs know what to do then."""
+
 _CLONE: Final = (56, 220, 120)
-_CLONE3: Final = (435, 435, 435)
 _SOCKET: Final = (41, 198, 359)
 _PERSONALITY: Final = (135, 92, 136)
 _IOCTL: Final = (16, 29, 54)
@@ -98,7 +101,8 @@ def _rules(column: int) -> list[Instruction]:
     for numbers in DENIED.values():
         if numbers[column] is not None:
             rules += [(_JUMP_EQUAL, 0, 1, numbers[column] or 0), _fail(errno.EPERM)]
-    rules += [(_JUMP_EQUAL, 0, 1, _CLONE3[column]), _fail(errno.ENOSYS)]
+    for absent in ABSENT.values():
+        rules += [(_JUMP_EQUAL, 0, 1, absent[column]), _fail(errno.ENOSYS)]
     rules += [
         (_JUMP_EQUAL, 0, 4, _CLONE[column]),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
@@ -146,7 +150,7 @@ def profile() -> str:
     """
     rules: list[dict[str, object]] = [
         {"names": list(DENIED), "action": "SCMP_ACT_ERRNO", "errnoRet": errno.EPERM},
-        {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS},
+        {"names": list(ABSENT), "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS},
     ]
 
     def refuse(name: str, code: int, index: int, mask: int, value: int) -> None:
