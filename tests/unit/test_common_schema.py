@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kolejka.common.errors import InputError
 from kolejka.common.result import result_schema
-from kolejka.common.schema import MOST_VIOLATIONS, Field, check, object_schema, violation
+from kolejka.common.schema import LARGE, Field, check, object_schema, violation
 from kolejka.common.task import task_schema
 
 SCHEMA = object_schema(
@@ -76,15 +76,28 @@ class Counting(list[Any]):
         self.looks += 1
         return super().__getitem__(place)
 
+    def __mul__(self, times: Any) -> Counting:
+        return Counting(super().__mul__(times))
+
     def __iter__(self) -> Iterator[Any]:
         return (self[place] for place in range(len(self)))
 
 
-def test_of_what_is_wrong_not_all_is_looked_at() -> None:
-    wrong = Counting([3] * 100_000)
-    with pytest.raises(InputError, match="should be a text"):
-        check({"args": wrong}, SCHEMA)
-    assert wrong.looks <= 2 * MOST_VIOLATIONS
+@pytest.mark.parametrize(
+    ("data", "field", "message"),
+    [
+        ({"args": Counting([3]) * (LARGE + 1)}, "args[0]", "must be string"),
+        ({"args": Counting(["x"]) * LARGE, "zzz": 1}, None, "zzz"),
+        ({"args": Counting(["x"]) * (LARGE + 1), "inner": {"deep": {"x": 1}}}, "inner.deep.x", "must be string"),
+        ({"args": ["x"], **{f"x{number}": 1 for number in range(LARGE)}}, None, "must not contain"),
+    ],
+)
+def test_of_very_many_entries_not_all_are_looked_at_twice(data: Any, field: str | None, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        check(data, SCHEMA)
+    assert caught.value.field == field
+    assert len(str(caught.value)) <= 200
+    assert getattr(data["args"], "looks", 0) <= LARGE + 1
 
 
 def test_entries_are_not_compared_each_with_all() -> None:
