@@ -24,7 +24,7 @@ _STATES: Final = tuple(state.value for state in TaskState)
 _FILTERS: Final = (
     Query("state", "tasks in this state", choices=_STATES),
     Query("queue", "tasks of this queue"),
-    Query("label", "tasks with this label, as key=value; repeated: with all of them", kind="pair"),
+    Query("label", "tasks with this label, as key=value; repeated: with all of them", kind="pair", maximum=16),
     Query("name", "tasks of this name"),
     Query("owner", "tasks of this user"),
     Query("limit", "how many at most", kind="count", default=100, maximum=1000),

@@ -27,7 +27,7 @@ from kolejka.server.auth.roles import Role, may_hold
 QUERIES = (
     Query("state", "", choices=("waiting", "done")),
     Query("limit", "", kind="count", default=100, maximum=1000),
-    Query("label", "", kind="pair"),
+    Query("label", "", kind="pair", maximum=50),
     Query("wait", "", kind="seconds", default=0.0, maximum=60),
     Query("name", ""),
 )
@@ -48,6 +48,7 @@ def test_queries_are_read_with_their_defaults() -> None:
         ("limit=x", "limit"), ("limit=٣", "limit"), ("limit=", "limit"), ("limit=" + "9" * 30, "limit"),
         ("label=a", "label"), ("label==b", "label"), ("wait=61", "wait"), ("wait=nan", "wait"), ("wait=-1", "wait"),
         ("limit=1&limit=2", "limit"), ("name=a%00b", "name"), ("name=%FF", None), ("&".join(["label=a=b"] * 101), None),
+        ("&".join(["label=a=b"] * 51), "label"),
     ],
 )  # fmt: skip
 def test_a_wrong_query_names_the_parameter(text: str, field: str | None) -> None:

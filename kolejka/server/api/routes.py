@@ -46,7 +46,7 @@ _COUNTED: Final = frozenset({Role.CLIENT, Role.INSPECTOR})
 @dataclass(frozen=True)
 class Query:
     """A query parameter. ``kind``: text, count, seconds, list (words with commas between them, at most ``maximum``), or
-    pair (``key=value``, may be repeated).
+    pair (``key=value``, may be repeated up to ``maximum`` times).
     """
 
     name: str
@@ -94,9 +94,9 @@ class Query:
         """JSON Schema of the value."""
         kinds = {"text": "string", "pair": "array", "list": "array", "count": "integer", "seconds": "string"}
         schema: dict[str, Any] = {"type": kinds[self.kind]}
-        if self.kind in {"pair", "list"}:
+        if self.kind in _MANY:
             schema["items"] = {"type": "string"}
-        if self.kind == "list" and self.maximum is not None:
+        if self.kind in _MANY and self.maximum is not None:
             schema["maxItems"] = int(self.maximum)
         if self.kind == "count":
             schema["minimum"] = 0
@@ -310,6 +310,9 @@ def read_query(declared: tuple[Query, ...], text: str) -> dict[str, Any]:
             hint = f"it takes {', '.join(known)}" if known else "this call takes none"
             raise InputError(f"there is no such query parameter; {hint}", field=name[:100])
         if known[name].kind == "pair":
+            most = known[name].maximum
+            if most is not None and len(values[name]) >= most:
+                raise InputError(f"this is given more than {most:g} times", field=name)
             values[name].append(known[name].parse(value))
             continue
         if name in seen:
