@@ -20,6 +20,7 @@ CHUNK: Final = 1 << 20
 MAX_JSON: Final = 64 << 20
 """Bytes of the largest JSON file that is read."""
 MAX_NAME: Final = 4096
+USUAL_UMASK: Final = 0o022
 MAX_COMPONENT: Final = 255
 _REFERENCE: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -82,6 +83,18 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def usual_modes() -> Iterator[None]:
+    """Make files and folders that others may read, whatever the umask: a payload is another user, and must get to
+    some. For processes of one thread; a daemon sets ``USUAL_UMASK`` for good.
+    """
+    before = os.umask(USUAL_UMASK)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from kolejka.cli.options import main, refuse_options_before, settings_options
 from kolejka.common import systemd
 from kolejka.common.enrolment import approval
 from kolejka.common.errors import KolejkaError
+from kolejka.common.files import USUAL_UMASK
 from kolejka.common.settings import ClientSettings, ForemanSettings, WorkerSettings
 from kolejka.foreman import enrol
 from kolejka.foreman.about import machine_words
@@ -236,4 +237,5 @@ def _signals() -> Iterator[tuple[int, int]]:
 
 def run() -> NoReturn:
     """The program ``kolejka-foreman``."""
+    os.umask(USUAL_UMASK)
     main(command, "kolejka-foreman")

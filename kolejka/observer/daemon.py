@@ -32,6 +32,7 @@ import gunicorn.workers.gthread
 
 from kolejka.common import systemd
 from kolejka.common.errors import InputError, KolejkaError, NodeError
+from kolejka.common.files import USUAL_UMASK
 from kolejka.common.settings import ObserverSettings
 from kolejka.observer.cgroups.choose import choose
 from kolejka.observer.cgroups.interface import Owner
@@ -57,6 +58,7 @@ _PR_SET_PDEATHSIG: Final = 1
 
 def serve(settings: ObserverSettings) -> None:
     """Serve until SIGTERM or SIGINT. NodeError with the cure where this machine lacks something."""
+    os.umask(USUAL_UMASK)
     group = _group(settings.group)
     owner = Owner(choose(settings.cgroup, base=settings.base), durable=True, number=StateFolder(settings.state).owner)
     owner.close()  # only to say what is wrong before anything starts

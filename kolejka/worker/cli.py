@@ -16,6 +16,7 @@ from kolejka.cli.exits import exit_status
 from kolejka.cli.options import limit_options, main, settings_options
 from kolejka.common.checks import Check
 from kolejka.common.errors import KolejkaError
+from kolejka.common.files import usual_modes
 from kolejka.common.limits import Limits
 from kolejka.common.result import Outcome
 from kolejka.common.settings import WorkerSettings
@@ -115,7 +116,8 @@ def import_image(name: str, source: Path, worker: WorkerSettings) -> None:
     """Bring image NAME in from SOURCE: a root tarball, a docker archive, an OCI layout."""
     from kolejka.worker.runtimes.images import Store
 
-    about = Store(worker.data / "images").add(name, source)
+    with usual_modes():
+        about = Store(worker.data / "images").add(name, source)
     click.echo(f"{about['name']} {show_size(about['size'])}")
 
 

@@ -24,7 +24,7 @@ from typing import Final
 
 from kolejka.common import logs
 from kolejka.common.errors import InputError, KolejkaError, NodeError, NotFound
-from kolejka.common.files import hash_file
+from kolejka.common.files import hash_file, usual_modes
 from kolejka.common.limits import LIMITS, Limits
 from kolejka.common.result import Outcome, Result, ResultFile
 from kolejka.common.settings import ObserverSettings, WorkerSettings
@@ -98,6 +98,14 @@ def perform(job: Job, tools: Tools) -> Result:
 
     InputError: the task asks for what cannot be given. NodeError: this machine failed.
     """
+    try:
+        return _perform(job, tools)
+    except OSError as error:  # its disk is full or read-only, it has no descriptors or memory left, …
+        place = f"{error.filename!s}: " if error.filename is not None else ""
+        raise NodeError(f"{place}{error.strerror or error}") from error
+
+
+def _perform(job: Job, tools: Tools) -> Result:
     task = job.load()
     limits = task.limits.merge(job.limits).with_defaults(LOCAL_DEFAULTS)
     runtime, reason = choose(job.runtime, task, tools.runtimes)
@@ -106,6 +114,7 @@ def perform(job: Job, tools: Tools) -> Result:
     logger.debug("runtime chosen", extra={"runtime": runtime.name, "reason": reason})
     with ExitStack() as stack:
         result_folder = ResultFolder(job.result, stack)
+        stack.enter_context(usual_modes())
         workspace = Workspace(tools.settings.data, tools.uid(job.slot))
         stack.callback(workspace.remove)
         workspace.fill(task, job.task if isinstance(job.task, Path) else None, job.blobs)

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from tests.support import wait_until
 pytestmark = pytest.mark.needs("cgroups", "root", "bwrap")
 
 
-def worker(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "kolejka.worker", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def worker(*args: object, before: Sequence[str] = (), umask: int = -1) -> subprocess.CompletedProcess[str]:
+    command = [*before, sys.executable, "-m", "kolejka.worker", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, umask=umask)
 
 
 def task(folder: Path, **fields: Any) -> Path:
@@ -147,3 +148,27 @@ def test_doctor_tells_what_is_here(tmp_path: Path) -> None:
     assert checks["sandbox: bubblewrap"]["ok"]
     assert checks["sandbox: namespaces"]["ok"]
     assert checks["sessions"]["ok"]
+
+
+@pytest.mark.needs("busybox")
+def test_who_keeps_files_private_by_default_runs_tasks_all_the_same(tmp_path: Path, busybox_root_tar: Path) -> None:
+    data = ["--data", tmp_path / "data"]
+    assert worker("image", "import", "busybox", busybox_root_tar, *data, umask=0o077).returncode == 0
+    for number, image in enumerate((None, "busybox")):
+        for limits in ({}, {"storage": "1M"}):
+            name = f"{number}{len(limits)}"
+            fields = {"args": ["sh", "-c", "cat /etc/hosts && : > /tmp/x"], "limits": limits, "stdout": "out"}
+            folder = task(tmp_path / f"task{name}", **fields, **({"image": image} if image else {}))
+            done = worker("execute", folder, tmp_path / f"result{name}", *data, umask=0o077)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert "localhost" in (tmp_path / f"result{name}" / "out").read_text()
+            assert (tmp_path / f"result{name}").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_machine_that_keeps_a_worker_from_its_mounts_is_told_of_in_one_line(tmp_path: Path) -> None:
+    folder = task(tmp_path / "task", args=["true"], limits={"storage": "1M"})
+    read_only = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o ro none /run && exec "$@"', "sh"]
+    done = worker("execute", folder, tmp_path / "result", "--data", tmp_path / "data", before=read_only)
+    assert done.returncode != 0
+    assert done.stderr.splitlines() == ["kolejka-worker: /run/kolejka: Read-only file system"]
+    assert not (tmp_path / "result").exists()

@@ -20,6 +20,7 @@ and only this worker sees; otherwise it is a folder on disk, which the worker we
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
@@ -282,7 +283,10 @@ class Sandbox:
             except OSError as error:
                 ours.close()
                 os.close(errors)
-                raise NodeError(f"{self._bwrap} cannot be started: {error.strerror}") from error
+                cure = (
+                    "; no data folder may lie where no program may run (noexec)" if error.errno == errno.EACCES else ""
+                )
+                raise NodeError(f"{command[0]} cannot be started: {error.strerror}{cure}") from error
             task = SandboxTask(run, scratch, bounded=bounded, process=process, errors=errors, channel=ours)
             theirs.close()  # a bubblewrap that fails leaves nobody to wait for
             task.await_world()
@@ -365,11 +369,13 @@ def _check_namespaces(bwrap: Path) -> Check:
 def build_node_root(programs: Path) -> Path:
     """The root of a world without image: empty folders to mount on, a small /etc copied from the node's.
 
-    Made once and kept under a name that changes when the node's files do.
+    Made once and kept under a name that changes when the node's files do, or where its system folders lie.
     """
     entries = [name for name in ETC if Path("/etc", name).exists()]
     stamp = hashlib.sha256(repr([(name, Path("/etc", name).lstat().st_mtime_ns) for name in entries]).encode())
-    stamp.update(repr((SYSTEM_FOLDERS, ETC, DEFAULT_ENVIRONMENT, INIT, OBSERVER_SOCKET, WORK_FOLDER, 1)).encode())
+    layout = [(name, os.path.realpath(f"/{name}"), Path("/", name).is_dir()) for name in SYSTEM_FOLDERS]
+    stamp.update(repr(layout).encode())
+    stamp.update(repr((ETC, DEFAULT_ENVIRONMENT, INIT, OBSERVER_SOCKET, WORK_FOLDER, 2)).encode())
     root = programs / f"root-{stamp.hexdigest()[:12]}"
     if root.is_dir():
         return root
