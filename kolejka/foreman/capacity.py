@@ -177,9 +177,13 @@ def _pids(root: Path) -> int:
     return max(1, min(found) // 2)
 
 
-def _disk(folder: Path) -> int:
-    """Free bytes for tasks on the file system of ``folder`` or of its nearest parent that exists."""
+def disk_of(folder: Path) -> os.statvfs_result:
+    """How full the file system of ``folder`` is, or of its nearest parent that exists."""
     folder = folder.absolute()
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    found = os.statvfs(place)
+    return os.statvfs(next(path for path in (folder, *folder.parents) if path.exists()))
+
+
+def _disk(folder: Path) -> int:
+    """Free bytes for tasks."""
+    found = disk_of(folder)
     return max(0, found.f_bavail * found.f_frsize - max(DISK_RESERVE, found.f_blocks * found.f_frsize // 16))

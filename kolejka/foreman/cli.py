@@ -187,7 +187,7 @@ def build(
     )  # fmt: skip
     return Foreman(
         foreman, offered, tags, pool, server, runtime=worker.runtime, images=images, machine=machine_words(),
-        lines=lines, address=server.server, prove=tries if foreman.prove else None,
+        lines=lines, address=server.server, prove=tries if foreman.prove else None, work=worker.data,
     )  # fmt: skip
 
 

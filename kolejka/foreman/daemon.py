@@ -18,7 +18,6 @@ kills payloads and gives their leases back. Both return at once, can be called t
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -34,6 +33,7 @@ from kolejka.common.settings import ForemanSettings
 from kolejka.foreman import leftovers
 from kolejka.foreman.blobs import BlobCache
 from kolejka.foreman.board import Board, NodeState, Running, Verdict, seconds
+from kolejka.foreman.capacity import disk_of
 from kolejka.foreman.claims import Claims, Request
 from kolejka.foreman.heartbeat import Pulse
 from kolejka.foreman.images import ImageCache
@@ -56,7 +56,9 @@ STOP_PATIENCE_S: Final = 10.0
 """how long a stopping foreman waits for payloads to die and for leases to be given back"""
 
 ROOM_BYTES: Final = 64 << 20
-"""of the disk with the data folder: with less than this left the node takes no tasks"""
+"""of each disk with a data folder: with less than this left the node takes no tasks"""
+ROOM_FILES: Final = 1024
+"""the same for files, of which most disks hold only so many"""
 LAST_ANSWERS_S: Final = 0.5
 """how long an ending foreman listens for answers to requests that wait at the server"""
 MOST_REASON: Final = 900
@@ -137,6 +139,7 @@ class Foreman:
         self, settings: ForemanSettings, offer: Offer, tags: tuple[str, ...], pool: Pool, server: Server,
         *, runtime: str = "auto", images: Mapping[str, Images] = {}, machine: Mapping[str, Any] = {},
         lines: Lines | None = None, address: str = "", prove: Callable[[Pool], Proof] | None = None,
+        work: Path | None = None,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.board = Board(offer)
@@ -149,7 +152,9 @@ class Foreman:
         """the threads that must have ended before the foreman has"""
         self._unheard = 0
         """beats before the server knows that this node takes tasks"""
-        self._full = False
+        self._full: Path | None = None
+        self._folders = [settings.data, *([work] if work is not None else [])]
+        """where inputs, results and working folders lie"""
         self._machine = machine
         self._address = address
         self._prove = prove
@@ -383,16 +388,15 @@ class Foreman:
         self._spawn(send, "log")
 
     def _is_full(self) -> bool:
-        """Whether the disk has too little room for inputs and results of further tasks."""
-        disk = os.statvfs(self.settings.data)
-        full = disk.f_bavail * disk.f_frsize < ROOM_BYTES
+        """Whether a disk has too little room for inputs, working folders and results of further tasks."""
+        full = next((folder for folder in self._folders if _lacks_room(folder)), None)
         if full != self._full:
             self._full = full
-            if full:
-                logger.error("node takes no tasks: its disk is full", extra={"folder": str(self.settings.data)})
+            if full is not None:
+                logger.error("node takes no tasks: its disk is full", extra={"folder": str(full)})
             else:
                 logger.info("node takes tasks again: its disk has room")
-        return full
+        return full is not None
 
     def _obey(self, asked: str) -> None:
         """An admin asks the node to take no more tasks, and perhaps to reboot then."""
@@ -484,3 +488,9 @@ class Foreman:
 
     def _drained(self) -> bool:
         return self.board.state is NodeState.STOPPED or not (self.board.backlog() or self._couriers.pending)
+
+
+def _lacks_room(folder: Path) -> bool:
+    disk = disk_of(folder)
+    few = disk.f_files > 0 and disk.f_favail < ROOM_FILES  # some file systems have no bound, and say 0
+    return few or disk.f_bavail * disk.f_frsize < ROOM_BYTES

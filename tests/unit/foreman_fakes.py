@@ -289,8 +289,10 @@ def with_file(name: str = "stdout.txt") -> Result:
 
 
 def foreman_of(
-    data: Path, server: FakeServer, pool: FakePool, offer: Offer | None = None, *, prove: Any = None, **settings: Any
+    data: Path, server: FakeServer, pool: FakePool, offer: Offer | None = None, *, prove: Any = None,
+    work: Path | None = None, **settings: Any,
 ) -> Foreman:  # fmt: skip
     return Foreman(
-        ForemanSettings(name="n1", data=data, **settings), offer or offer_of(), ("tag",), pool, server, prove=prove
-    )
+        ForemanSettings(name="n1", data=data, **settings), offer or offer_of(), ("tag",), pool, server, prove=prove,
+        work=work,
+    )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -1050,6 +1051,27 @@ def test_a_node_whose_disk_is_full_takes_no_tasks_until_it_has_room(
         (small_disk / "ballast").unlink()
         assert world.results(1).popitem()[1].outcome is Outcome.OK
         assert caplog.text.count("its disk is full") == 1
+        wait_until(world.nothing_left)
+    finally:
+        world.end()
+
+
+def test_a_disk_that_can_hold_no_more_files_is_full_too_the_workers_as_well_as_the_foremans(
+    tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("kolejka.foreman.daemon.ROOM_BYTES", 1 << 20)
+    subprocess.run(["mount", "-o", "remount,nr_inodes=1500", small_disk], check=True)
+    world = World(tmp_path / "data")
+    world.pool.instant = True
+    try:
+        for number in range(1000):
+            (small_disk / str(number)).touch()
+        world.start(work=small_disk / "work")
+        wait_until(lambda: any(getattr(one, "folder", "") == str(small_disk / "work") for one in caplog.records))
+        world.server.put(task("a"))
+        for number in range(1000):
+            (small_disk / str(number)).unlink()
+        assert world.results(1).popitem()[1].outcome is Outcome.OK
         wait_until(world.nothing_left)
     finally:
         world.end()
