@@ -50,6 +50,8 @@ class BlobCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         found: list[tuple[float, str, int]] = []
         for path in self.folder.iterdir():
+            if path.is_symlink() or not path.is_file():
+                continue  # none of ours: a disk of its own has a lost+found
             try:
                 check_reference(path.name)
             except InputError:  # a download that an earlier life did not finish

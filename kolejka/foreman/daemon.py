@@ -18,6 +18,7 @@ kills payloads and gives their leases back. Both return at once, can be called t
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -152,7 +153,7 @@ class Foreman:
         """the threads that must have ended before the foreman has"""
         self._unheard = 0
         """beats before the server knows that this node takes tasks"""
-        self._full: Path | None = None
+        self._full: tuple[Path, str] | None = None
         self._folders = [settings.data, *([work] if work is not None else [])]
         """where inputs, results and working folders lie"""
         self._machine = machine
@@ -389,11 +390,11 @@ class Foreman:
 
     def _is_full(self) -> bool:
         """Whether a disk has too little room for inputs, working folders and results of further tasks."""
-        full = next((folder for folder in self._folders if _lacks_room(folder)), None)
+        full = next(((folder, lack) for folder in self._folders if (lack := _lack(folder)) is not None), None)
         if full != self._full:
             self._full = full
             if full is not None:
-                logger.error("node takes no tasks: its disk is full", extra={"folder": str(full)})
+                logger.error(full[1], extra={"folder": str(full[0])})
             else:
                 logger.info("node takes tasks again: its disk has room")
         return full is not None
@@ -490,7 +491,10 @@ class Foreman:
         return self.board.state is NodeState.STOPPED or not (self.board.backlog() or self._couriers.pending)
 
 
-def _lacks_room(folder: Path) -> bool:
+def _lack(folder: Path) -> str | None:
+    """What keeps inputs and results of tasks from a folder's disk, in words."""
     disk = disk_of(folder)
+    if disk.f_flag & os.ST_RDONLY:
+        return "node takes no tasks: its disk is read-only"
     few = disk.f_files > 0 and disk.f_favail < ROOM_FILES  # some file systems have no bound, and say 0
-    return few or disk.f_bavail * disk.f_frsize < ROOM_BYTES
+    return "node takes no tasks: its disk is full" if few or disk.f_bavail * disk.f_frsize < ROOM_BYTES else None

@@ -25,6 +25,7 @@ from kolejka.common.result import Result
 logger = logging.getLogger(__name__)
 
 _GONE: Final = ".gone-"
+_STAYS: Final = "a result cannot be removed from the spool yet"
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,16 @@ class Spool:
         """What an earlier life left, oldest lease first; half-removed ones are removed. Creates the folder.
 
         An entry that cannot be read any more is dropped with a line in the log: its lease runs out at the server,
-        and the task gets another attempt.
+        and the task gets another attempt. What is no entry is left alone.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         found: list[Entry] = []
         for folder in self._folder.iterdir():
+            if folder.is_symlink() or not folder.is_dir():
+                continue
             if folder.name.startswith(_GONE):
-                shutil.rmtree(folder)
-            elif folder.name.isdigit():
+                _remove(folder)
+            elif folder.name.isascii() and folder.name.isdigit():
                 try:
                     found.append(Entry(int(folder.name), Result.load(folder).id or "", folder))
                 except InputError as error:
@@ -80,7 +83,9 @@ class Spool:
         return Entry(lease, task, target)
 
     def remove(self, entry: Entry) -> None:
-        """Forget a result. One that is gone already is fine."""
+        """Forget a result. One that is gone already is fine; one that the disk does not let go stays until the next
+        start, which hands it in once more.
+        """
         self._drop(entry.folder, str(entry.lease))
 
     def _drop(self, folder: Path, lease: str) -> None:
@@ -89,7 +94,17 @@ class Spool:
             os.rename(folder, gone)
         except FileNotFoundError:  # removed before
             return
-        shutil.rmtree(gone)
+        except OSError as error:
+            logger.warning(_STAYS, extra={"folder": str(folder), "reason": str(error)})
+            return
+        _remove(gone)
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        logger.warning(_STAYS, extra={"folder": str(folder), "reason": str(error)})
 
 
 def _sync_tree(folder: Path) -> None:

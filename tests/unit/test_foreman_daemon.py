@@ -1077,6 +1077,43 @@ def test_a_disk_that_can_hold_no_more_files_is_full_too_the_workers_as_well_as_t
         world.end()
 
 
+def test_a_disk_that_becomes_read_only_keeps_no_result_from_the_server_and_no_task_from_other_nodes(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("kolejka.foreman.daemon.ROOM_BYTES", 1 << 20)
+    monkeypatch.setattr(upload, "LONGEST_PAUSE_S", 0.05)
+
+    def remount(how: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{how}", small_disk], check=True)
+
+    world = World(small_disk / "data")
+    try:
+        world.server.put(task("a"), task("b"))
+        world.start(offer_of(2))
+        world.jobs(2)
+        world.server.set_down(True)
+        world.pool.finish(0)
+        wait_until(lambda: list((world.data / "spool").iterdir()), about="the result waits")
+        remount("ro")
+        world.server.set_down(False)
+        world.pool.finish(1)
+        assert {result.outcome for result in world.results(2).values()} == {Outcome.OK, Outcome.ERROR}
+        wait_until(lambda: "its disk is read-only" in caplog.text)
+        foreman = world.foreman
+        assert foreman is not None
+        wait_until(lambda: foreman.board.leases() == [])
+        remount("rw")
+        world.pool.instant = True
+        world.server.put(task("c"))
+        assert world.results(3)[3].outcome is Outcome.OK
+    finally:
+        remount("rw")
+        world.end()
+    world.start()  # what the disk did not let go is handed in once more
+    wait_until(world.nothing_left)
+    world.end()
+
+
 def test_a_disk_that_fills_up_under_a_task_ends_it_with_the_reason_and_leaves_nothing(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

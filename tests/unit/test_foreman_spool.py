@@ -105,9 +105,14 @@ def test_a_damaged_result_is_dropped_and_the_others_are_kept(tmp_path: Path) -> 
 
 
 def test_what_the_spool_did_not_make_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "spool/notes").mkdir(parents=True)
+    names = ["notes", "lost+found", "\u00b2"]  # the last is a digit to Python, and no number
+    for name in names:
+        (tmp_path / "spool" / name).mkdir(parents=True)
+    for name in ("7", ".gone-8"):
+        (tmp_path / "spool" / name).touch()
+    (tmp_path / "spool/9").symlink_to(tmp_path)
     assert opened(tmp_path / "spool")[1] == []
-    assert (tmp_path / "spool/notes").is_dir()
+    assert sorted(os.listdir(tmp_path / "spool")) == sorted([*names, "7", ".gone-8", "9"])
 
 
 def test_results_are_found_in_the_order_of_their_leases(tmp_path: Path) -> None:
@@ -160,6 +165,14 @@ def test_a_blob_is_downloaded_once_and_cannot_be_written(tmp_path: Path, source:
             assert (folder / reference).read_bytes() == b"data"
             assert (folder / reference).stat().st_mode & 0o777 == 0o444
     assert source.asked == [reference]
+
+
+def test_a_cache_with_a_disk_of_its_own_begins(tmp_path: Path, source: Source) -> None:
+    (tmp_path / "blobs/lost+found").mkdir(parents=True)
+    (tmp_path / "blobs/.partial-x").touch()
+    cache = BlobCache(tmp_path / "blobs", 1 << 20)
+    cache.open()
+    assert os.listdir(tmp_path / "blobs") == ["lost+found"]
 
 
 def test_a_blob_survives_a_restart(tmp_path: Path, source: Source) -> None:
