@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import http.client
 import json
 import secrets
 from collections.abc import Iterator
@@ -326,6 +327,31 @@ def test_a_revoked_token_ends_what_waits_under_it(server: Server, admin: Caller,
     assert result.result(20).status == 401
     assert claim.result(20).status == 401
     assert stream.next() is None
+
+
+def test_a_revoked_token_ends_transfers_under_way(server: Server, admin: Caller, ala: Caller) -> None:
+    doomed = admin.ask("POST", "/tokens", {"user": "ala"}, status=201).json
+    said = {"Authorization": f"Bearer {doomed['token']}"}
+    large, other = secrets.token_bytes(32 << 20), secrets.token_bytes(1 << 16)  # more than sockets hold
+    down, up = ala.connect(), ala.connect()
+    down.request("GET", f"/api/v1/blobs/{ala.upload(large)}", headers=said)
+    answer = down.getresponse()
+    assert answer.read(1) == large[:1]
+    sha = hashlib.sha256(other).hexdigest()
+    up.putrequest("PUT", f"/api/v1/blobs/{sha}")
+    for name, value in {**said, "Content-Length": str(len(other))}.items():
+        up.putheader(name, value)
+    up.endheaders(other[:1000])
+    incoming = server.data / "blobs" / "incoming"
+    wait_until(lambda: any(incoming.iterdir()), about="the upload began")
+    admin.ask("DELETE", f"/tokens/{doomed['id']}", status=204)
+    with pytest.raises(http.client.IncompleteRead):
+        answer.read()
+    up.send(other[1000:])
+    assert up.getresponse().status == 401
+    assert ala.ask("GET", f"/blobs/{sha}").status == 404
+    down.close()
+    up.close()
 
 
 def test_who_calls_too_often_is_told_when_to_come_again(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ missing verifies. So an upload that broke off, or a call whose answer was lost, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator
 from typing import Final
@@ -20,6 +21,7 @@ from kolejka.common.schema import object_schema
 from kolejka.server.api.errors import TooLarge
 from kolejka.server.api.routes import Answer, Call
 from kolejka.server.api.tasks import stamp
+from kolejka.server.auth.tokens import NotKnown
 from kolejka.server.deps import Deps
 from kolejka.server.storage import blobs
 from kolejka.server.storage.base import Connection, ask
@@ -78,6 +80,7 @@ async def put_blob(deps: Deps, call: Call) -> Answer:
                 await asyncio.to_thread(upload.write, chunk)
                 chunk = bytearray()
         await asyncio.to_thread(upload.write, chunk)
+        await call.still()  # bytes may have been coming for hours
         place = await asyncio.to_thread(upload.finish)
     finally:
         await asyncio.to_thread(upload.abort)
@@ -240,7 +243,11 @@ async def get_blob(deps: Deps, call: Call) -> Answer:
     if piece is not None:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{found.size}"
     return Answer(
-        206 if piece is not None else 200, stream=_Bytes(source), length=stop - start, type=OCTETS, headers=headers
+        206 if piece is not None else 200,
+        stream=_Bytes(source, call),
+        length=stop - start,
+        type=OCTETS,
+        headers=headers,
     )
 
 
@@ -264,15 +271,21 @@ def parse_range(text: str | None, size: int) -> tuple[int, int] | None:
 
 
 class _Bytes:
-    """A part of a blob, piece by piece; falcon calls ``close`` however the download ends."""
+    """A part of a blob, piece by piece, while the token is good; falcon calls ``close`` however the download ends."""
 
-    def __init__(self, source: Reader) -> None:
+    def __init__(self, source: Reader, call: Call) -> None:
         self._source = source
+        self._call = call
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
+        try:
+            with contextlib.suppress(Unavailable):  # the database is away, which is no reason to break off
+                await self._call.still()
+        except NotKnown:  # too few bytes came: the caller asks for the rest, and is told
+            raise StopAsyncIteration from None
         piece = await asyncio.to_thread(self._source.read, READ)
         if not piece:
             raise StopAsyncIteration
