@@ -6,6 +6,7 @@ the foreman says them anew. Results and releases name a lease, which only grows,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +26,9 @@ REBOOT: Final = "reboot"
 """to give back what runs and boot anew"""
 REBOOT_WHEN_IDLE: Final = "reboot when idle"
 """to take no more tasks, and boot anew when nothing runs any more"""
+
+MOST_S: Final = 1e9
+"""seconds: who is told to wait longer waits so long"""
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,8 @@ class NodeClient(ServerClient):
             return Claimed(
                 tuple(_attempt(data) for data in answer["attempts"]),
                 frozenset(map(int, answer.get("cancel", []))),
-                float(answer.get("heartbeat_s", 60.0)),
-                answer.get("asked"),
+                _seconds(answer.get("heartbeat_s", 60.0)),
+                None if answer.get("asked") is None else str(answer["asked"]),
                 _log_wish(answer.get("log")),
             )
 
@@ -172,8 +176,8 @@ class NodeClient(ServerClient):
             return Beat(
                 frozenset(map(int, answer["lost"])),
                 frozenset(map(int, answer.get("cancel", []))),
-                float(answer.get("heartbeat_s", 60.0)),
-                answer.get("asked"),
+                _seconds(answer.get("heartbeat_s", 60.0)),
+                None if answer.get("asked") is None else str(answer["asked"]),
                 _log_wish(answer.get("log")),
             )
 
@@ -231,12 +235,28 @@ class NodeClient(ServerClient):
 def _attempt(data: Mapping[str, Any]) -> Attempt:
     deadline = data.get("deadline_s")
     return Attempt(
-        lease=int(data["lease"]),
+        lease=_lease(data["lease"]),
         task_id=str(data["task_id"]),
         owner=str(data.get("owner", "")),
         spec=dict(data["spec"]),
-        deadline_s=None if deadline is None else float(deadline),
+        deadline_s=None if deadline is None else _seconds(deadline),
     )
+
+
+def _lease(said: Any) -> int:
+    """The number of a lease. ValueError for what is none."""
+    lease = int(said)
+    if not 0 < lease < 1 << 63:
+        raise ValueError(said)
+    return lease
+
+
+def _seconds(said: Any) -> float:
+    """A time that the server told, no longer than anybody can wait. ValueError for what is none."""
+    seconds = float(said)
+    if math.isnan(seconds):
+        raise ValueError(said)
+    return min(seconds, MOST_S)
 
 
 def _log_wish(data: Mapping[str, Any] | None) -> LogWish | None:

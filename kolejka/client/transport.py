@@ -207,7 +207,7 @@ class Transport:
         """Turn an answer that lacks what it should hold into the InputError about the server's address."""
         try:
             yield
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             logger.debug("answer not understood", exc_info=error)
             _not_kolejka(self.server + API, "its answer is not what was asked for")
 
@@ -295,7 +295,7 @@ class Transport:
                 method, url, data=data() if callable(data) else data, headers=dict(headers), stream=True,
                 timeout=(min(self.timeout_s, 10.0), self.timeout_s), allow_redirects=False,
             )  # fmt: skip
-        except (requests.RequestException, OSError) as error:
+        except (requests.RequestException, OSError, ValueError) as error:
             raise Unavailable(f"the blob store at {place} fails: {_cause(error)}", code="broken") from None
         if not 200 <= raw.status_code < 300:
             raw.close()
@@ -308,7 +308,9 @@ class Transport:
         if 300 <= raw.status_code < 400:
             where = printable(raw.headers.get("Location", "nowhere"), 200)
             raw.close()
-            raise InputError(f"{self.server} redirects to {where}; give the server's own address with --server")
+            raise InputError(
+                f"{self.server} redirects to {where}; give the server's own address with --server", code="not_kolejka"
+            )
         error = _failure(raw, url)
         raise self._stranger() if raw.status_code == 401 and error.code != "not_kolejka" else error
 
@@ -366,6 +368,9 @@ class Transport:
             raise _Broken(f"{self.server} did not answer within {timeout_s:g} s") from None
         except (requests.exceptions.ChunkedEncodingError, OSError) as error:
             raise _Broken(f"the connection to {self.server} broke: {_cause(error)}") from None
+        except ValueError as error:  # it redirects to what is no address
+            logger.debug("answer not understood", exc_info=error)
+            _not_kolejka(url, "its answer is not what was asked for")
 
     def _nobody(self, reason: str) -> str:
         cure = "start one with `kolejka up`, or name another with --server"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,34 @@ def test_inputs_come_once_each_by_their_hash(stub: Stub, node: NodeClient, tmp_p
     missing = Task.parse({"args": ["x"], "files": {"gone": {"reference": "0" * 64}}})
     with pytest.raises(InputError, match=r"files\.gone"):
         node.fetch_inputs(missing, tmp_path)
+
+
+HUGE = 10**300
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"asked": {"reboot": 1}}, {"heartbeat_s": HUGE}],
+    ids=lambda odd: next(iter(odd)),
+)
+def test_an_odd_answer_holds_nothing_that_a_foreman_cannot_use(
+    stub: Stub, node: NodeClient, odd: dict[str, Any]
+) -> None:
+    attempt = {"lease": 7, "task_id": "t", "spec": {"args": ["x"]}, "deadline_s": HUGE}
+    stub.fault("POST", "/claims", status(200, {"attempts": [attempt], **odd}))
+    stub.fault("POST", "/heartbeats", status(200, {"lost": [], **odd}))
+    for answer in (claim(node), node.heartbeat("n1", leases=[], capacity={}, total={})):
+        assert answer.asked is None or isinstance(answer.asked, str)
+        assert answer.heartbeat_s <= threading.TIMEOUT_MAX
+    assert (claim_of(stub, node, attempt).attempts[0].deadline_s or 0.0) <= threading.TIMEOUT_MAX
+
+
+@pytest.mark.parametrize("lease", [HUGE, -1, 0, float("inf")], ids=["huge", "negative", "zero", "infinite"])
+def test_what_is_no_lease_makes_an_answer_that_is_not_understood(stub: Stub, node: NodeClient, lease: Any) -> None:
+    with pytest.raises(InputError, match="is no Kolejka server"):
+        claim_of(stub, node, {"lease": lease, "task_id": "t", "spec": {"args": ["x"]}})
+
+
+def claim_of(stub: Stub, node: NodeClient, attempt: dict[str, Any]) -> Claimed:
+    stub.fault("POST", "/claims", status(200, {"attempts": [attempt]}))
+    return claim(node)

@@ -201,9 +201,16 @@ def test_what_is_no_kolejka_server_is_told_so_in_one_line(
 
 def test_a_redirect_is_not_followed_and_named(stub: Stub, transport: Transport) -> None:
     stub.fault("GET", "/whoami", status(301, b"", {"Location": "https://elsewhere.example/"}))
-    with pytest.raises(InputError, match=r"redirects to https://elsewhere\.example/"):
+    with pytest.raises(InputError, match=r"redirects to https://elsewhere\.example/") as caught:
         transport.request("GET", "/whoami")
+    assert caught.value.code == "not_kolejka", "whoever redirects has said nothing about what was asked"
     assert len(stub.asked) == 1
+
+
+def test_a_redirect_to_no_address_is_no_answer_of_a_server(stub: Stub, transport: Transport) -> None:
+    stub.fault("GET", "/whoami", status(302, b"", {"Location": "http://[::1"}))
+    with pytest.raises(InputError, match="is no Kolejka server"):
+        transport.request("GET", "/whoami")
 
 
 def test_a_hostile_servers_words_carry_no_control_characters(stub: Stub, transport: Transport) -> None:
