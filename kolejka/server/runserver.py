@@ -25,6 +25,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -53,6 +54,9 @@ _HEADER: Final = 4096
 """bytes of a header; a Content-Length of more digits than Python reads (4300) would be a traceback of gunicorn's"""
 _GARBAGE: Final = 10_000
 """objects that are made before the collector looks: a bulk put makes very many at once, and most end by themselves"""
+_BACKLOG: Final = 2048
+"""connections that may wait to be taken"""
+_TELL_FULL_S: Final = 60
 _SWITCH_S: Final = 0.001
 """the event loop takes over from the writing thread after this long, not after Python's 5 ms"""
 
@@ -60,12 +64,20 @@ _SWITCH_S: Final = 0.001
 class Connection(ASGIProtocol):
     """gunicorn's connection, whose first request has to come as soon as any later one: else whoever opens connections
     and says nothing would keep them for ever.
+
+    One that comes when connections have most of the files that this process may open is closed: database and blobs need
+    some too, and who is connected already goes on.
     """
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Asyncio's word for a connection that was accepted."""
         super().connection_made(transport)
-        self._arm_keepalive_timer()
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if self.worker.nr_conns > most * 3 // 4:
+            self.worker.tell_full()
+            transport.abort()  # type: ignore[attr-defined] # it is one of sockets
+        else:
+            self._arm_keepalive_timer()
 
 
 class Worker(gasgi.ASGIWorker):
@@ -74,6 +86,7 @@ class Worker(gasgi.ASGIWorker):
     _main: asyncio.Task[None] | None = None
     seat = 0
     """which of the sockets is its own"""
+    _told_full_at = 0.0
 
     def init_process(self) -> None:
         """Begin the process: it dies with its parent."""
@@ -85,6 +98,15 @@ class Worker(gasgi.ASGIWorker):
     async def _serve(self) -> None:
         """Serve until told to stop; here gunicorn's loop sleeps between its looks at the signal."""
         self._main = asyncio.current_task()
+        loop: Any = asyncio.get_running_loop()
+        serve = loop.create_server
+
+        async def listen(*words: Any, sock: socket.socket, **more: Any) -> asyncio.Server:
+            server: asyncio.Server = await serve(*words, sock=sock, **more)
+            sock.listen(_BACKLOG)  # asyncio has set its own 100, behind which a burst of callers waits for seconds
+            return server
+
+        loop.create_server = listen
         await super()._serve()
 
     def handle_exit_signal(self) -> None:
@@ -93,6 +115,13 @@ class Worker(gasgi.ASGIWorker):
             self._main.cancel()  # gunicorn takes this for the end of its sleep
         super().handle_exit_signal()
         self.application.service.close_doors()
+
+    def tell_full(self) -> None:
+        """Connections are closed because there are too many: log it, now and then."""
+        now = time.monotonic()
+        if now - self._told_full_at > _TELL_FULL_S:
+            self._told_full_at = now
+            logger.warning("too many connections, no more are taken", extra={"connections": self.nr_conns})
 
     @property
     def application(self) -> Application:
@@ -148,7 +177,7 @@ class Server(BaseApplication):
             "graceful_timeout": GRACE_S,
             "keepalive": KEEPALIVE_S,
             "limit_request_field_size": _HEADER,
-            "backlog": 2048,
+            "backlog": _BACKLOG,
             "asgi_lifespan": "on",
             "control_socket_disable": True,
             "proc_name": "kolejka-server",

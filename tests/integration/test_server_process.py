@@ -52,6 +52,45 @@ def test_a_server_may_open_as_many_files_as_its_machine_lets_it(tmp_path: Path) 
         server.stop()
 
 
+def test_more_connections_than_files_leave_those_that_are_there_alone(server: Server) -> None:
+    admin, host, port = server.admin, *server.url.removeprefix("http://").split(":")
+    there = admin.connect()
+
+    def put(data: bytes) -> int:
+        said = {"Authorization": f"Bearer {admin.token}"}
+        there.request("PUT", f"/api/v1/blobs/{hashlib.sha256(data).hexdigest()}", data, said)
+        answer = there.getresponse()
+        answer.read()
+        return answer.status
+
+    assert put(b"before") == 201
+    server.worker.rlimit(psutil.RLIMIT_NOFILE, (2048, 2048))
+    few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the test's own ends
+    many = [socket.create_connection((host, int(port))) for _ in range(2100)]
+    try:
+        wait_until(lambda: "too many connections" in server.log())
+        assert put(b"while") == 201
+    finally:
+        for one in many:
+            one.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))
+    wait_until(lambda: server.worker.num_fds() < 128, about="they have left")
+    assert admin.ask("GET", "/whoami").status == 200
+
+
+def test_a_burst_of_callers_finds_room_to_wait_in(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    server.worker.suspend()
+    many: list[socket.socket] = []
+    try:  # where there is no room, the kernel lets one try again and again
+        many.extend(socket.create_connection((host, int(port)), timeout=20) for _ in range(400))
+    finally:
+        server.worker.resume()
+        for one in many:
+            one.close()
+
+
 @pytest.mark.needs("gcc")
 def test_what_was_written_while_the_clock_was_ahead_is_in_nobodys_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
