@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -66,8 +66,9 @@ def locked(data: Path) -> Iterator[None]:
                 field="foreman.data",
                 code=LOCKED,
             ) from None
-        os.truncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        with suppress(OSError):  # a full disk: the lock holds without our number in it
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
         yield
     finally:
         os.close(descriptor)
@@ -121,5 +122,9 @@ def _count(path: Path, died: list[str]) -> dict[str, int]:
     for task in died:
         deaths[task] = deaths.pop(task, 0) + 1
     if died:
-        write_json(path, dict(list(deaths.items())[-REMEMBERED:]), durable=True)
+        try:
+            write_json(path, dict(list(deaths.items())[-REMEMBERED:]), durable=True)
+        except OSError as error:  # results in the spool can leave a full disk, if only the foreman starts
+            about = {"file": str(path), "reason": str(error)}
+            logger.warning("the count of deaths cannot be written", extra=about)
     return deaths

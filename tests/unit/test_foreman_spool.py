@@ -303,6 +303,16 @@ def test_a_task_with_which_the_foreman_died_again_and_again_is_left_to_run_out(t
     assert again == [False, False, True, True]
 
 
+def test_a_full_disk_keeps_no_foreman_from_its_start(small_disk: Path) -> None:
+    (small_disk / "running/3-t").mkdir(parents=True)
+    (small_disk / "lock").touch()
+    with pytest.raises(OSError, match="No space left"):
+        (small_disk / "ballast").write_bytes(bytes(8 << 20))
+    with leftovers.locked(small_disk):
+        assert leftovers.clean(small_disk) == [leftovers.Leftover(3, "t", again=False)]
+    assert list((small_disk / "running").iterdir()) == []
+
+
 def test_a_damaged_count_of_deaths_starts_anew(tmp_path: Path) -> None:
     (tmp_path / "deaths.json").write_text("nonsense")
     cut_short(tmp_path, 1, "a")
