@@ -22,6 +22,7 @@ from kolejka.common.task import File, Task
 from kolejka.worker.job import Job
 from kolejka.worker.perform import Tools, attempt
 from kolejka.worker.pool import Pool
+from kolejka.worker.runtimes import mounts
 from kolejka.worker.workspace import Workspace
 from tests.support import wait_until
 
@@ -71,8 +72,11 @@ def test_a_disk_that_is_full_when_the_result_is_written_is_an_error_of_the_node(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Result, "save", full)
-    with pytest.raises(NodeError, match="cannot be written: No space left on device"):
-        attempt(job(tmp_path, ["true"]), Tools(settings))
+    try:
+        with pytest.raises(NodeError, match="cannot be written: No space left on device"):
+            attempt(job(tmp_path, ["true"]), Tools(settings))
+    finally:
+        mounts.leave_stage()
     assert work(settings) == []
 
 
