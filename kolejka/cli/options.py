@@ -6,22 +6,29 @@ checked section; ``@limit_options`` does the same for limits. ``main(command, na
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 
 from kolejka import __version__
 from kolejka.cli.exits import INTERRUPTED, error_status
 from kolejka.common import logs
-from kolejka.common.errors import InputError, KolejkaError
+from kolejka.common.errors import InputError, KolejkaError, NodeError
 from kolejka.common.limits import LIMITS, Limits, Unit
 from kolejka.common.settings import LogSettings, Section, Setting
 
 Command = Callable[..., Any]
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""What a disk says that our output goes to."""
 
 
 class SettingOption(click.Option):
@@ -121,14 +128,21 @@ def refuse_options_before(context: click.Context, *subcommands: str) -> None:
 
 
 def fail(error: KolejkaError, program: str) -> NoReturn:
-    """Say what is wrong in one line and leave."""
-    click.echo(f"{program}: {error}", err=True)
+    """Say what is wrong in one line, whatever the names in it hold, and leave."""
+    click.echo(f"{program}: {_CONTROL.sub(_escaped, str(error))}", err=True)
     sys.exit(error_status(error))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
 
 
 def main(command: click.Command, program: str) -> NoReturn:
     """Run a program's command line. Every known error becomes one line on standard error and an exit status."""
+    if sys.stdout is None:  # started with it closed (`>&-`)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 as long as the process
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # an interrupt may wait since our start
         logs.configure(LogSettings.load())
         command = _with_version(command)
         command.context_settings = {
@@ -148,9 +162,19 @@ def main(command: click.Command, program: str) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output left (`| head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in _DISK or error.filename is not None:
+            raise
+        _drop_output()
+        fail(NodeError(f"cannot be written: {error.strerror}", field="output"), program)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _drop_output() -> None:
+    """Let nothing more be written, not by the interpreter's end either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _with_version(command: click.Command) -> click.Command:

@@ -7,6 +7,7 @@ programs; every other word is a command of ``kolejka-client``.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Final, NoReturn
@@ -85,5 +86,7 @@ def run() -> NoReturn:
         sys.exit(complete_umbrella(shell, command.commands, SHARED, program))
     other = target(sys.argv[1:])
     if other is not None:
+        # Importing a program takes a while, in which Ctrl-C would be a traceback: it waits for ``main`` to answer it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         os.execv(other[0], other)
     main(command, "kolejka")

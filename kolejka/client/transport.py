@@ -65,6 +65,8 @@ _COME_BACK: Final = frozenset({429, 502, 503, 504})
 _NOTHING_DONE: Final = frozenset({429, 503})
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 5.0
+_NO_HOST: Final = re.compile(r"[\s\\^`{|}<>\"]")
+"""What stands in no host's name."""
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
 Body = bytes | Callable[[], Iterable[bytes]]
@@ -87,7 +89,7 @@ def server_url(server: str) -> str:
         port = parts.port
     except ValueError:
         raise InputError(f"{server!r} is no address; write http://HOST:PORT", field="server") from None
-    if parts.scheme.lower() not in {"http", "https"} or not parts.hostname:
+    if parts.scheme.lower() not in {"http", "https"} or not parts.hostname or _NO_HOST.search(parts.hostname):
         raise InputError(f"{server!r} is no address; write http://HOST:PORT or https://HOST", field="server")
     if parts.username is not None or parts.password is not None:
         raise InputError("an address holds no user and password; use a token (`kolejka login`)", field="server")

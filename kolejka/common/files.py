@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -143,8 +144,12 @@ def parse_json(text: str | bytes, place: str) -> Any:
         raise InputError(error.message, field=place) from None
     except RecursionError:
         raise InputError("this JSON nests too deeply", field=place) from None
-    except ValueError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"this is not JSON: {error}", field=place) from None
+    except ValueError:  # all else that can be wrong: Python reads no number of more digits
+        raise InputError(
+            f"a number in this JSON has more than {sys.get_int_max_str_digits()} digits", field=place
+        ) from None
 
 
 def _read_text(path: str | os.PathLike[str]) -> bytes:

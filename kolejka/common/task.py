@@ -194,7 +194,9 @@ class Collect:
             raise InputError('say what to collect: {"glob": "*.txt"} or {"changed": true}')
         rule = cls(**{**form, "exclude": tuple(form.get("exclude", ()))})
         for pattern in (rule.glob, *rule.exclude):
-            if pattern.startswith("/") or ".." in pattern.split("/") or "\0" in pattern:
+            if "\0" in pattern:
+                raise InputError(f"{pattern!r} holds a NUL character, which no file name does")
+            if pattern.startswith("/") or ".." in pattern.split("/"):
                 raise InputError(f"{pattern!r} leaves the working folder; globs are relative and hold no '..'")
         return rule
 

@@ -498,6 +498,7 @@ def test_users_and_tokens_are_an_admins_business(server: Server, admin: Caller) 
         ({"args": ["x"], "files": {"a": {"reference": "0" * 64}}}, "files.a"),
         ({"args": ["x"], "queue": "nowhere"}, "queue"), ({"args": ["x"], "priority": 10**6}, "priority"),
         ({"args": ["x"], "name": "a\0b"}, "name"), ({"args": ["x"], "name": "\ud800"}, "name"),
+        ({"args": ["x"], "labels": {"a": "\0"}}, "labels.a"),
         ({"args": ["x"], "labels": {"a": "\ud800"}}, "labels.a"), ([], None), ("x", None), (None, None),
     ],
 )  # fmt: skip

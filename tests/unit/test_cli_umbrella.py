@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from kolejka.cli import doctor_all
 from kolejka.cli.doctor import report
 from kolejka.cli.programs import program
-from kolejka.cli.umbrella import target
+from kolejka.cli.umbrella import run, target
 from kolejka.client import credentials
 from kolejka.client.cli.doctor import checks as client_checks
 from kolejka.common.settings import ClientSettings
@@ -42,6 +43,43 @@ KOLEJKA = Path(sys.executable).parent / "kolejka"
 )
 def test_words_mean_a_program(words: list[str], meant: list[str] | None) -> None:
     assert target(words) == meant
+
+
+def test_an_interrupt_while_a_program_is_imported_waits_until_it_is_answered() -> None:
+    def interrupted() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        os.kill(os.getpid(), signal.SIGINT)
+
+    words = ["whoami", "--server", "http://127.0.0.1:1"]
+    done = subprocess.run(program("client", *words), preexec_fn=interrupted, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (130, b"")
+
+
+def test_the_umbrella_leaves_interrupts_to_the_program_that_it_becomes(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks: list[set[int]] = []
+    monkeypatch.setattr("os.execv", lambda *_: masks.append(set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))))
+    monkeypatch.setattr("sys.argv", ["kolejka", "whoami"])
+    monkeypatch.setattr("kolejka.cli.umbrella.main", lambda *_: None)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        run()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert signal.SIGINT in masks[0]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["completion", "bash"], ["client", "--help"]])
+def test_a_full_disk_below_the_output_is_one_line(words: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([KOLEJKA, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    name = "kolejka-client" if words[0] == "client" else "kolejka"
+    assert done.stderr == f"{name}: output: cannot be written: No space left on device\n"
+    assert done.returncode == 125
+
+
+def test_an_output_that_is_closed_gets_nothing() -> None:
+    done = subprocess.run(["sh", "-c", '"$0" client completion bash >&-', KOLEJKA], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_the_folder_one_stands_in_is_no_place_for_imports(tmp_path: Path) -> None:

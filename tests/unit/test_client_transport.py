@@ -314,7 +314,7 @@ def test_an_address_has_one_spelling(text: str, url: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "localhost:8642", "ftp://example.org", "http://", "http://x:notaport", "http://ann:pw@example.org",
-     "http://example.org/?a=b", "http://[::1", "http://x:99999"],
+     "http://example.org/?a=b", "http://[::1", "http://x:99999", "http://127.0.0.1 :8642", "http://a\\b"],
 )  # fmt: skip
 def test_what_is_no_address_is_refused_with_the_cure(text: str) -> None:
     with pytest.raises(InputError) as caught:

@@ -144,6 +144,17 @@ def run_main(command: click.Command, monkeypatch: pytest.MonkeyPatch, *words: st
     return int(caught.value.code or 0)
 
 
+def test_an_error_is_one_line_whatever_its_names_hold(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    def wrong() -> None:
+        raise InputError("there is no such folder", field="new\nline\x1b[31m żółw")
+
+    assert run_main(wrong, monkeypatch) == 2
+    assert capsys.readouterr().err == "kolejka-test: new\\nline\\x1b[31m żółw: there is no such folder\n"
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [

@@ -129,6 +129,7 @@ def test_collect_and_retry_have_defaults() -> None:
         ({"environment": {"A": "x\0"}}, "environment.A", "NUL"),
         ({"environment": {"A": "\ud800"}}, "environment.A", "character"),
         ({"collect": [{}]}, "collect[0]", "say what to collect"),
+        ({"collect": [{"glob": "a\0"}]}, "collect[0]", "NUL"),
         ({"collect": [{"glob": "/etc/*"}]}, "collect[0]", "leaves the working folder"),
         ({"collect": [{"glob": "a/../../*"}]}, "collect[0]", "leaves the working folder"),
         ({"collect": [{"glob": "*"}, {"glob": "*", "prefix": "../x"}]}, "collect[1]", "'..'"),

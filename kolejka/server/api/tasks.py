@@ -97,7 +97,8 @@ def _check_key(call: Call) -> str | None:
 
 def _consider(deps: Deps, task: Task) -> intake.Intake:
     """A client's spec made final. InputError names what is wrong with it."""
-    for place, text in (("name", task.name or ""), ("image", task.image or ""), *task.labels.items()):
+    labels = ((f"labels.{key}", text) for key, text in task.labels.items())
+    for place, text in (("name", task.name or ""), ("image", task.image or ""), *labels):
         try:
             plain(text)
         except InputError as error:
