@@ -191,6 +191,10 @@ def test_a_queue_from_its_making_to_its_end(kolejka: Any, tmp_path: Path) -> Non
         kolejka("queue", "change", "exam", "--member", "none", "--running", "none", "--json", admin=True)
     )
     assert (changed["members"], changed["running"], changed["retention_s"]) == ([], None, 30 * 86400.0)
+    for patterns, images in ((("ubuntu:*", "none"), ["ubuntu:*", "none"]), (("none",), ["none"]), (("any",), [])):
+        words = [word for pattern in patterns for word in ("--image", pattern)]
+        changed = json.loads(kolejka("queue", "change", "exam", *words, "--json", admin=True))
+        assert changed["images"] == images
     assert "exam" in kolejka("queue", "delete", "exam", admin=True, status=2), "a task waits in it"
     kolejka("task", "cancel", task_id)
     kolejka("queue", "delete", "exam", admin=True)

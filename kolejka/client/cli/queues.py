@@ -23,6 +23,8 @@ COLUMNS = (
     ("EACH", lambda queue: _at_most(queue.get("running_per_owner"))),
 )
 NOTHING = "none"
+ANY_IMAGE = "any"
+"""What empties the list of images, where ``none`` stands for tasks without one."""
 Command = Callable[..., Any]
 
 
@@ -49,7 +51,7 @@ def _policy_options(command: Command) -> Command:
         **words: Any,
     ) -> Any:  # fmt: skip
         policy: dict[str, Any] = {
-            "members": _names(members), "images": _names(images), "runtimes": _names(runtimes),
+            "members": _names(members), "images": _names(images, ANY_IMAGE), "runtimes": _names(runtimes),
             "defaults": _limits("--default", defaults), "ceilings": _limits("--ceiling", ceilings),
         }  # fmt: skip
         for name, text in (("running", running), ("running_per_owner", running_per_owner)):
@@ -60,7 +62,7 @@ def _policy_options(command: Command) -> Command:
 
     for option, metavar, text in reversed((
         ("--member", "USER", "who may put tasks (repeatable; none = everybody)"),
-        ("--image", "PATTERN", "images that tasks may have, such as 'ubuntu:*' (repeatable; none = any)"),
+        ("--image", "PATTERN", "images that tasks may have, such as 'ubuntu:*', none = no image (repeatable; any = all)"),
         ("--runtime", "NAME", "runtimes that may run tasks: sandbox or docker (repeatable; none = any)"),
         ("--default", "LIMIT=VALUE", "limit of tasks that set none of their own (repeatable; none = no default)"),
         ("--ceiling", "LIMIT=VALUE", "limit that no task exceeds (repeatable; none = no ceiling)"),
@@ -75,10 +77,10 @@ def _policy_options(command: Command) -> Command:
     return wrapped
 
 
-def _names(given: Sequence[str]) -> list[str] | None:
+def _names(given: Sequence[str], nothing: str = NOTHING) -> list[str] | None:
     if not given:
         return None
-    return [] if list(given) == [NOTHING] else list(given)
+    return [] if list(given) == [nothing] else list(given)
 
 
 def _number(option: str, text: str | None) -> int | str | None:
@@ -147,8 +149,8 @@ def create(client: KolejkaClient, name: str, policy: Mapping[str, Any], output: 
 def change(client: KolejkaClient, name: str, policy: Mapping[str, Any], output: Output) -> None:
     """Change what is given, and leave the rest of a queue as it is (for admins).
 
-    An option that may be repeated replaces the whole list; the word none empties it. Tasks that wait already keep the
-    limits that they have.
+    An option that may be repeated replaces the whole list; the word none empties it, for images the word any.
+    Tasks that wait already keep the limits that they have.
 
     \b
     Example:
