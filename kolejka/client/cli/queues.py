@@ -62,7 +62,7 @@ def _policy_options(command: Command) -> Command:
 
     for option, metavar, text in reversed((
         ("--member", "USER", "who may put tasks (repeatable; none = everybody)"),
-        ("--image", "PATTERN", "images that tasks may have, such as 'ubuntu:*', none = no image (repeatable; any = all)"),
+        ("--image", "PATTERN", "images of tasks, such as 'ubuntu:*', none = no image (repeatable; any = any)"),
         ("--runtime", "NAME", "runtimes that may run tasks: sandbox or docker (repeatable; none = any)"),
         ("--default", "LIMIT=VALUE", "limit of tasks that set none of their own (repeatable; none = no default)"),
         ("--ceiling", "LIMIT=VALUE", "limit that no task exceeds (repeatable; none = no ceiling)"),
