@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -128,18 +129,32 @@ def _check_tls(settings: ServerSettings) -> None:
         path = getattr(settings, name)
         if path and not os.access(path, os.R_OK):
             raise InputError(f"{path} cannot be read", field=f"--{name}")
+    if settings.certificate and settings.key:
+        try:  # gunicorn would listen, and answer nobody
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+                settings.certificate,
+                settings.key,
+                password=lambda: "",  # it would be asked for on the terminal
+            )
+        except OSError:
+            raise InputError(
+                f"{settings.certificate} and {settings.key} are no certificate and the key that belongs to it; both are"
+                " PEM texts, and the key has no password", field="--certificate",
+            ) from None  # fmt: skip
 
 
 def _check_address(settings: ServerSettings) -> None:
-    """NodeError when nobody can listen where the settings say: gunicorn would try again and again."""
+    """InputError or NodeError when nobody can listen where the settings say: gunicorn would try again and again."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as door:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             door.bind((settings.host, settings.port))
-        except (OSError, OverflowError) as error:
+        except OverflowError:
+            raise InputError(f"{settings.port} is no port; the last is 65535", field="--port") from None
+        except OSError as error:
             raise NodeError(
-                f"cannot listen: {getattr(error, 'strerror', None) or error}; choose another --host or --port",
+                f"cannot listen: {error.strerror or error}; choose another --host or --port",
                 field=f"{settings.host}:{settings.port}",
             ) from None
 

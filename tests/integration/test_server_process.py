@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from kolejka.common.errors import NodeError
 from kolejka.common.settings import ServerSettings
@@ -273,13 +274,35 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     [
         (["--port", "x"], "--port"), (["--certificate", "/nowhere"], "--key"),
         (["--certificate", "/nowhere", "--key", "/nowhere"], "/nowhere cannot be read"),
-        (["--data", "/proc/nothing"], "/proc/nothing"), (["--port", "70000"], "cannot listen"),
+        (["--data", "/proc/nothing"], "/proc/nothing"), (["--port", "70000"], "70000 is no port"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_one_line(tmp_path: Path, options: list[str], message: str) -> None:
     done = command("runserver", "--data", tmp_path / "data", "--port", "0", *options)
     assert done.returncode in {2, 125}
     assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("wrong", ["no text of a certificate", "another's key", "a key with a password"])
+def test_a_certificate_that_cannot_serve_ends_the_server_before_it_listens(tmp_path: Path, wrong: str) -> None:
+    made = make_certificate(tmp_path)
+    if wrong == "no text of a certificate":
+        made.chain.write_text("klj_token")
+    elif wrong == "another's key":
+        (tmp_path / "another").mkdir()
+        made.key.write_bytes(make_certificate(tmp_path / "another").key.read_bytes())
+    else:
+        key = serialization.load_pem_private_key(made.key.read_bytes(), password=None)
+        made.key.write_bytes(key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        ))  # fmt: skip
+    done = command(
+        "runserver", "--data", tmp_path / "data", "--port", "0", "--certificate", made.chain, "--key", made.key
+    )
+    assert done.returncode == 2
+    assert "are no certificate and the key that belongs to it" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
