@@ -43,7 +43,7 @@ SETTINGS_READ = """
     Read in this order, later ones win: `/etc/kolejka/kolejka.toml`, `~/.config/kolejka/kolejka.toml` (or
     below `$XDG_CONFIG_HOME`), the file named by `--config`, environment variables, command-line options. A
     section here is a table of the file (`[server]`), a setting a key in it. An unknown key is an error with
-    file and line.
+    file and line, a misspelt variable one that says which was meant.
 """
 SETTINGS_WRITTEN = """
     **Words** are a list, or in a variable separated by commas or blanks. **Limits** are a table (`defaults
@@ -221,7 +221,8 @@ def exit_status_page() -> str:
     return page(
         "Exit statuses",
         "kolejka/cli/exits.py",
-        "`kolejka-client execute`, `kolejka-client result get` and `kolejka-worker execute` end as the task did:",
+        "`kolejka-client execute`, `kolejka-client result get --wait` and `kolejka-worker execute` end as the task\n"
+        "did (`result get` without `--wait` ends with 0 when it brought the result):",
         table(["the task", "exit status"], rows),
         prose(others),
     )

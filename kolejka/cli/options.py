@@ -159,6 +159,10 @@ def main(command: click.Command, program: str) -> NoReturn:
         sys.exit(error.exit_code)
     except KolejkaError as error:
         fail(error, program)
+    except PermissionError as error:  # of a folder above a file that was named: even looking for it fails
+        if error.filename is None:
+            raise
+        fail(InputError(f"cannot be used: {error.strerror}", field=os.fsdecode(error.filename)), program)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output left (`| head`)

@@ -4,15 +4,19 @@ A ``Section`` subclass declares the settings of one program: a field is a settin
 derive the keys of ``kolejka.toml`` (table ``[server]``, key ``port``), the environment variables
 (``KOLEJKA_SERVER_PORT``), the command-line options (``--port``) and the reference page. Files are read in this order,
 later ones win: ``/etc/kolejka/kolejka.toml``, ``$XDG_CONFIG_HOME/kolejka/kolejka.toml``, then the one named by
-``--config`` (which must exist). An unknown key is an error with file and line.
+``--config`` (which must exist). An unknown key is an error with file and line; so is a variable that is almost one of
+ours. Other variables that begin like ours may be anybody's (Kubernetes makes ``KOLEJKA_SERVER_SERVICE_HOST`` for a
+service of that name).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
 import socket
+import stat
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,8 +28,11 @@ from kolejka.common.limits import LIMITS, Limits
 from kolejka.common.units import format_size, format_time, parse_count, parse_flag, parse_size, parse_time
 
 CONFIG_NAME: Final = "kolejka.toml"
+SYSTEM_CONFIG: Final = Path("/etc/kolejka") / CONFIG_NAME
 LEAST_UID: Final = 65536
 MOST_UID: Final = 2**32 - 65536
+_ALMOST: Final = 0.93
+"""How alike a variable is to one of ours (difflib's ratio) that is a slip of the pen: a letter or two of all."""
 
 
 def _text(value: object) -> str:
@@ -175,6 +182,7 @@ class Section:
         for path in config_files(config, environment):
             for name, (value, place) in _read_file(path).get(cls.section, {}).items():
                 values[name] = by_name[name].parse(value, place)
+        _check_variables(environment)
         for s in by_name.values():
             if s.variable in environment:
                 values[s.name] = s.parse(environment[s.variable], s.variable)
@@ -193,13 +201,37 @@ def user_config(environment: Mapping[str, str] | None = None) -> Path:
 
 def config_files(config: str | os.PathLike[str] | None, environment: Mapping[str, str]) -> list[Path]:
     """The files to read, in rising order. A file that was named must exist; the others may."""
-    files = [Path("/etc/kolejka") / CONFIG_NAME, user_config(environment)]
-    files = [path for path in files if path.is_file()]
+    files = [path for path in (SYSTEM_CONFIG, user_config(environment)) if _is_there(path)]
     if config is not None:
         if not Path(config).is_file():
-            raise InputError("there is no such configuration file", field=os.fspath(config))
+            wrong = "is not a regular file" if Path(config).exists() else "there is no such configuration file"
+            raise InputError(wrong, field=os.fspath(config))
         files.append(Path(config))
     return files
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file. InputError where the machine's may not be looked for: it might say anything.
+
+    A user's may be another's whom ``HOME`` names still (``runuser -u``, ``sudo -u``): then it is not for us.
+    """
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except PermissionError as error:
+        if path == SYSTEM_CONFIG:
+            raise InputError(f"cannot be read: {error.strerror}", field=str(path)) from None
+        return False
+    except OSError:  # absent, or below something that is no folder
+        return False
+
+
+def _check_variables(environment: Mapping[str, str]) -> None:
+    """InputError on a misspelt variable, which would be ignored in silence."""
+    known = {s.variable for section in Section.SECTIONS.values() for s in section.declared()}
+    for name in environment:
+        if name.startswith("KOLEJKA_") and name not in known:
+            for meant in difflib.get_close_matches(name, known, 1, _ALMOST):
+                raise InputError(f"there is no such setting; did you mean {meant}?", field=name)
 
 
 def _read_file(path: Path) -> dict[str, dict[str, tuple[object, str]]]:

@@ -195,6 +195,17 @@ def test_wrong_options_end_with_two_and_say_which(
     assert "memory: '1MM' is not a size" in capsys.readouterr().err
 
 
+def test_what_may_not_even_be_looked_for_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    def looking() -> None:
+        raise PermissionError(13, "Permission denied", "/root/data")
+
+    assert run_main(looking, monkeypatch) == 2
+    assert capsys.readouterr().err == "kolejka-test: /root/data: cannot be used: Permission denied\n"
+
+
 def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     @click.command()
     def interrupted() -> None:

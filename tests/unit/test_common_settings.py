@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +136,53 @@ def test_what_is_no_toml_is_refused(sample: type[Section], tmp_path: Path) -> No
         load(sample, "[sample\n", tmp_path)
     with pytest.raises(InputError, match="no such configuration file"):
         sample.load(config=tmp_path / "absent.toml", environment={})
+    with pytest.raises(InputError, match="is not a regular file"):
+        sample.load(config=tmp_path, environment={})
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("KOLEJKA_CLIENT_SERVR", "KOLEJKA_CLIENT_SERVER"),
+        ("KOLEJKA_CLENT_SERVER", "KOLEJKA_CLIENT_SERVER"),
+        ("KOLEJKA_SERVER_CEILING", "KOLEJKA_SERVER_CEILINGS"),
+        ("KOLEJKA_CLIENT_TOKENFILE", "KOLEJKA_CLIENT_TOKEN_FILE"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_by_every_program(sample: type[Section], variable: str, meant: str) -> None:
+    with pytest.raises(InputError, match=f"^{variable}: there is no such setting; did you mean {meant}\\?$"):
+        sample.load(environment={variable: "x"})
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "KOLEJKA_SERVER_SERVICE_HOST",
+        "KOLEJKA_SERVER_SERVICE_PORT",
+        "KOLEJKA_SERVER_PORT_8642_TCP_PORT",
+        "KOLEJKA_SERVER_ENV_LANG",
+    ],
+)
+def test_variables_that_orchestrators_make_are_no_slips(sample: type[Section], variable: str) -> None:
+    sample.load(environment={variable: "x"})
+
+
+def test_a_home_that_may_not_be_entered_is_anothers_but_the_machines_file_is_missed(
+    sample: type[Section], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbid(folder: str) -> None:
+        def look(path: Path) -> os.stat_result:
+            if path.is_relative_to(folder):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return os.stat(path)
+
+        monkeypatch.setattr(Path, "stat", look)
+
+    forbid("/root")
+    sample.load(environment={"HOME": "/root"})
+    forbid("/etc/kolejka")
+    with pytest.raises(InputError, match=r"^/etc/kolejka/kolejka\.toml: cannot be read: Permission denied$"):
+        sample.load(environment={"HOME": "/nonexistent"})
 
 
 def test_a_wrong_variable_or_option_is_named(sample: type[Section], tmp_path: Path) -> None:
