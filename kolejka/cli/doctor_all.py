@@ -8,7 +8,7 @@ import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 
-from kolejka.cli.programs import PROGRAMS, program
+from kolejka.cli.programs import PROGRAMS, install, program
 from kolejka.common.checks import Check
 
 PATIENCE_S = 60.0
@@ -72,7 +72,6 @@ def _silent(name: str, err: str) -> Check:
     """A doctor that said nothing sensible: its program is not installed, or broken."""
     last = err.strip().splitlines()[-1] if err.strip() else "it said nothing"
     if "ModuleNotFoundError" in last:
-        extra = {"client": "client", "server": "server"}.get(name, "node")
         return Check(name, ok=False, message=f"not installed here: {last.partition(': ')[2]}",
-                     cure=f"pip install 'kolejka[{extra}]'", required=False, absent=True)  # fmt: skip
+                     cure=install(name), required=False, absent=True)  # fmt: skip
     return Check(name, ok=False, message=f"its doctor fails: {last}")

@@ -13,3 +13,9 @@ PROGRAMS: Final = ("client", "server", "foreman", "observer", "worker")
 def program(name: str, *words: str) -> list[str]:
     """The words that start ``kolejka-<name>``."""
     return [sys.executable, "-P", "-m", f"kolejka.{name}", *words]
+
+
+def install(name: str) -> str:
+    """The command that installs what ``kolejka-<name>`` imports."""
+    extra = {"client": "client", "server": "server", "kolejka": "all"}.get(name, "node")
+    return f"pip install 'kolejka[{extra}]'"

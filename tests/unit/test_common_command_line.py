@@ -144,6 +144,24 @@ def run_main(command: click.Command, monkeypatch: pytest.MonkeyPatch, *words: st
     return int(caught.value.code or 0)
 
 
+@pytest.mark.parametrize(
+    ("program", "extra"), [("kolejka-client", "client"), ("kolejka-server", "server"), ("kolejka-worker", "node")]
+)
+def test_what_is_not_installed_is_one_line_with_the_command_that_installs_it(
+    program: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    def lacking() -> None:
+        importlib.import_module("a_module_of_nobody")
+
+    monkeypatch.setattr("sys.argv", [program])
+    with pytest.raises(SystemExit) as caught:
+        options.main(lacking, program)
+    assert caught.value.code == 125
+    cure = f"run `pip install 'kolejka[{extra}]'`"
+    assert capsys.readouterr().err == f"{program}: a_module_of_nobody is not installed, which this needs; {cure}\n"
+
+
 def test_an_error_is_one_line_whatever_its_names_hold(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
