@@ -8,7 +8,7 @@ import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 
-from kolejka.cli.programs import PROGRAMS, install, program
+from kolejka.cli.programs import NOT_INSTALLED, PROGRAMS, install, program
 from kolejka.common.checks import Check
 
 PATIENCE_S = 60.0
@@ -71,7 +71,8 @@ def _heard(name: str, process: subprocess.Popen[str]) -> Iterator[Check]:
 def _silent(name: str, err: str) -> Check:
     """A doctor that said nothing sensible: its program is not installed, or broken."""
     last = err.strip().splitlines()[-1] if err.strip() else "it said nothing"
-    if "ModuleNotFoundError" in last:
-        return Check(name, ok=False, message=f"not installed here: {last.partition(': ')[2]}",
-                     cure=install(name), required=False, absent=True)  # fmt: skip
+    if NOT_INSTALLED in last or "ModuleNotFoundError" in last:
+        lacks = last.partition(": ")[2].partition(f" {NOT_INSTALLED}")[0]
+        return Check(name, ok=False, message=f"not installed here: {lacks}", cure=install(name),
+                     required=False, absent=True)  # fmt: skip
     return Check(name, ok=False, message=f"its doctor fails: {last}")

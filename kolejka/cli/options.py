@@ -19,7 +19,7 @@ import click
 
 from kolejka import __version__
 from kolejka.cli.exits import INTERRUPTED, error_status
-from kolejka.cli.programs import install
+from kolejka.cli.programs import NOT_INSTALLED, install
 from kolejka.common import logs
 from kolejka.common.errors import InputError, KolejkaError, NodeError
 from kolejka.common.limits import LIMITS, Limits, Unit
@@ -173,7 +173,7 @@ def main(command: click.Command, program: str) -> NoReturn:
         if error.name is None or error.name.partition(".")[0] == "kolejka":
             raise
         cure = install(program.removeprefix("kolejka-"))
-        fail(NodeError(f"{error.name} is not installed, which this needs; run `{cure}`"), program)
+        fail(NodeError(f"{error.name} {NOT_INSTALLED}; run `{cure}`"), program)
     except OSError as error:
         if error.errno not in _DISK or error.filename is not None:
             raise

@@ -15,6 +15,10 @@ def program(name: str, *words: str) -> list[str]:
     return [sys.executable, "-P", "-m", f"kolejka.{name}", *words]
 
 
+NOT_INSTALLED: Final = "is not installed, which this needs"
+"""What a program says of a module that it lacks, and doctors recognise."""
+
+
 def install(name: str) -> str:
     """The command that installs what ``kolejka-<name>`` imports."""
     extra = {"client": "client", "server": "server", "kolejka": "all"}.get(name, "node")

@@ -45,6 +45,13 @@ def test_words_mean_a_program(words: list[str], meant: list[str] | None) -> None
     assert target(words) == meant
 
 
+def test_a_program_whose_needs_are_not_installed_is_absent_and_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "cgroupspy.py").write_text("raise ModuleNotFoundError(name='cgroupspy')")
+    (check,) = doctor_all.checks(["observer"], {**os.environ, "PYTHONPATH": str(tmp_path)}, uid=0)
+    assert (check.ok, check.required, check.absent) == (False, False, True)
+    assert (check.message, check.cure) == ("not installed here: cgroupspy", "pip install 'kolejka[node]'")
+
+
 def test_an_interrupt_while_a_program_is_imported_waits_until_it_is_answered() -> None:
     def interrupted() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
