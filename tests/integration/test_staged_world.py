@@ -10,9 +10,15 @@ from pathlib import Path
 import pytest
 
 from kolejka.common.errors import NodeError
+from kolejka.common.limits import Limits
+from kolejka.common.result import Outcome
+from kolejka.common.settings import WorkerSettings
+from kolejka.common.task import Task
+from kolejka.worker.job import Job
+from kolejka.worker.perform import Tools, attempt
 from kolejka.worker.runtimes import mounts
 
-pytestmark = pytest.mark.needs("root")
+pytestmark = pytest.mark.needs("root", "cgroups", "bwrap")
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +78,22 @@ def test_what_is_mounted_later_stays_outside(tmp_path: Path, root: Path) -> None
             assert not os.path.ismount(world / "usr/later")
     finally:
         mounts.unmount(sealed)
+
+
+def test_a_kernel_without_the_call_leaves_all_mounts_to_bubblewrap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mounts, "MOUNT_SETATTR", 1 << 20)  # no system call has this number
+    (tmp_path / "task").mkdir()
+    settings = WorkerSettings(data=tmp_path / "data")
+    task = Task.parse({"args": ["sh", "-c", "! touch /usr/x; echo free > /tmp/x; exec cat /tmp/x"], "stdout": "out"})
+    task.save(tmp_path / "task")
+    job = Job(tmp_path / "task", tmp_path / "result", None, Limits.of(memory="64M", time="30s"), runtime="sandbox")
+    result = attempt(job, Tools(settings))
+    assert (result.outcome, (tmp_path / "result/out").read_text()) == (Outcome.OK, "free\n")
+    assert mounts.stage_devices() is None
+    assert not os.path.ismount(mounts.STAGE / "dev")
+    assert not (mounts.STAGE / "world").exists()
 
 
 def test_a_world_that_cannot_be_mounted_leaves_nothing(tmp_path: Path, root: Path) -> None:

@@ -240,22 +240,7 @@ class Sandbox:
             options += ["--disable-userns", "--cap-drop", "ALL", "--hostname", "kolejka", "--clearenv"]
             if run.network:
                 options.append("--share-net")
-            private = {
-                "tmp": private_folder(scratch / "tmp", run.uid, 0o1777),
-                "dev/shm": private_folder(scratch / "shm", run.uid, 0o1777),
-                WORK_FOLDER[1:]: folder / run.workspace.name,
-            }
-            devices = mounts.stage_devices() if os.geteuid() == 0 and not run.devices else None
-            if devices is not None and run.image is None:
-                sealed = {name: Path("/", name) for name in self._system_folders} | {INIT[1:]: self._init}
-                world = files.enter_context(mounts.stage_world(self._node_root, sealed, private, devices))
-                options += ["--dev-bind", str(world), "/", *PROC_OPTIONS]
-            else:
-                options += [*self._root_options(run, scratch), *PROC_OPTIONS, *_device_options(run, devices)]
-                for name, source in private.items():
-                    options += ["--bind", str(source), f"/{name}"]
-                options += ["--ro-bind", str(mounts.reach(self._init.parent) / self._init.name), INIT]
-            options += ["--chdir", WORK_FOLDER]
+            options += [*self._tree_options(run, folder, scratch, files), "--chdir", WORK_FOLDER]
             if run.network:
                 for name in ("resolv.conf", "hosts"):
                     options += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
@@ -283,14 +268,31 @@ class Sandbox:
             except OSError as error:
                 ours.close()
                 os.close(errors)
-                cure = (
-                    "; no data folder may lie where no program may run (noexec)" if error.errno == errno.EACCES else ""
-                )
-                raise NodeError(f"{command[0]} cannot be started: {error.strerror}{cure}") from error
+                cure = "; no data folder may lie where no program may run (noexec)"
+                raise NodeError(
+                    f"{command[0]} cannot be started: {error.strerror}{cure if error.errno == errno.EACCES else ''}"
+                ) from error
             task = SandboxTask(run, scratch, bounded=bounded, process=process, errors=errors, channel=ours)
             theirs.close()  # a bubblewrap that fails leaves nobody to wait for
             task.await_world()
             return task
+
+    def _tree_options(self, run: Run, folder: Path, scratch: Path, files: ExitStack) -> list[str]:
+        """Its files, in one piece that stands as long as ``files`` is open, or mount by mount."""
+        private = {
+            "tmp": private_folder(scratch / "tmp", run.uid, 0o1777),
+            "dev/shm": private_folder(scratch / "shm", run.uid, 0o1777),
+            WORK_FOLDER[1:]: folder / run.workspace.name,
+        }
+        devices = mounts.stage_devices() if os.geteuid() == 0 and not run.devices else None
+        if devices is not None and run.image is None:
+            sealed = {name: Path("/", name) for name in self._system_folders} | {INIT[1:]: self._init}
+            world = files.enter_context(mounts.stage_world(self._node_root, sealed, private, devices))
+            return ["--dev-bind", str(world), "/", *PROC_OPTIONS]
+        options = [*self._root_options(run, scratch), *PROC_OPTIONS, *_device_options(run, devices)]
+        for name, source in private.items():
+            options += ["--bind", str(source), f"/{name}"]
+        return [*options, "--ro-bind", str(mounts.reach(self._init.parent) / self._init.name), INIT]
 
     def _root_options(self, run: Run, scratch: Path) -> list[str]:
         """The root of its world: the node's, or its image's under an overlay."""
