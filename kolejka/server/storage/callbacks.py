@@ -51,13 +51,13 @@ def owe(db: Connection, numbers: Iterable[int], now: float) -> None:
 
 def take(db: Connection, now: float, until: float, most: int, *, without: Collection[int] = ()) -> list[Due]:
     """Due calls, which nobody else takes before ``until``; none of the owners ``without``."""
-    others = f" AND owner_id NOT IN ({', '.join(str(int(owner)) for owner in sorted(without))})" if without else ""
+    others = f" AND NOT (owner_id IN ({marks(without)}))" if without else ""
     rows = db.rows(
-        "UPDATE callbacks SET due_at = ?, tries = tries + 1 WHERE due_at <= ? AND number IN"  # noqa: S608 numbers
+        "UPDATE callbacks SET due_at = ?, tries = tries + 1 WHERE due_at <= ? AND number IN"  # noqa: S608 marks
         f" (SELECT number FROM callbacks WHERE due_at <= ?{others} ORDER BY due_at LIMIT ? FOR UPDATE SKIP LOCKED)"
         " RETURNING number, task_id, url, lease, outcome, finished_at, tries, owner_id,"
         " (SELECT secret FROM callback_secrets s WHERE s.user_id = callbacks.owner_id)",
-        until, now, now, most,
+        until, now, now, *without, most,
     )  # fmt: skip
     return [Due(*row) for row in rows]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kolejka.common.errors import Conflict, NotAllowed, NotFound
+from kolejka.server.storage import leases
 from kolejka.server.storage.base import Connection, Row
 
 _COLUMNS = (
@@ -165,7 +166,7 @@ def delete(db: Connection, name: str, now: float, *, silent_before: float) -> No
     if row[0] >= silent_before:
         ago = f"heard {max(0.0, now - row[0]):.0f} s ago"
         raise Conflict(f"the node {name!r} is at work, {ago}; stop its foreman, and try again when it is silent")
-    if db.row("SELECT 1 FROM leases WHERE node = ? LIMIT 1", name):
+    if leases.any_on(db, name)():
         raise Conflict(f"tasks still count as running on the node {name!r}; others get them soon, try again then")
     db.run("DELETE FROM reservations WHERE node = ?", name)
     db.run("DELETE FROM node_logs WHERE node = ?", name)
